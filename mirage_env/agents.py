@@ -1,0 +1,5 @@
+"""In a checkout `mirage_env.agents` is the folder `agents/` at the top; a wheel has that folder here instead of this file."""
+
+from pathlib import Path
+
+__path__ = [str(Path(__file__).resolve().parents[1] / "agents")]
