@@ -1,4 +1,4 @@
-"""In a checkout `mirage_env.agents` is the folder `agents/` at the top; a wheel has that folder here instead of this file."""
+"""In a checkout `mirage_env.agents` is the folder `agents/` at the top; a wheel has that folder in place of this."""
 
 from pathlib import Path
 

@@ -1,0 +1,189 @@
+"""The `mirage-env` command. Thin: it parses, calls and prints; heavy imports stay inside the commands.
+
+A new command is one function here. A family of commands (`train`, `eval` ...) is a `typer.Typer` that is filled in this
+file too, with `app.add_typer(...)`, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mirage_env.errors import InvalidValueError, MirageError
+
+app = typer.Typer(
+    help="One image in, a persistent 3D-consistent world out. Start with: [bold]mirage-env demo[/]",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+
+
+@app.command()
+def demo(
+    image: Annotated[
+        str, typer.Option(help="Path of your picture, or a built-in one by name ([bold]mirage-env info[/] lists them).")
+    ] = "room",
+    folder: Annotated[Path, typer.Option("--out", help="Where the files go; made when missing.")] = Path("mirage-out"),
+    frames: Annotated[int, typer.Option(min=1, help="Frames to generate after the picture itself.")] = 64,
+    trajectory: Annotated[str, typer.Option(help="walk, look-around or loop; each ends where it began.")] = "walk",
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Frames generated together: more is faster, fewer reacts sooner.")
+    ] = 8,
+    size: Annotated[str, typer.Option(help="Frame size in pixels: 128, or HEIGHTxWIDTH.")] = "128",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same frames on a CPU.")] = 0,
+    preset: Annotated[str, typer.Option(help="Which model, by name, or the path of a .yaml file.")] = "mirage-tiny",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Turn one picture into a walk: video, depth, poses and a contact sheet on disk.
+
+    [dim]mirage-env demo --image kitchen.jpg --out kitchen --trajectory look-around[/]
+    """
+    from mirage_env.artefacts import prepare_folder, write_walk
+    from mirage_env.demo import trajectory as poses_of
+    from mirage_env.images import load_image
+
+    height_width = parse_size(size)
+    poses = poses_of(trajectory, frames)
+    source = load_image(image, height_width)  # a bad picture or folder is told before the models load
+    target = prepare_folder(folder)
+
+    from mirage_env.world_model import generate
+
+    with _Meter("generating", frames) as meter:
+        episode = generate(
+            image, poses, preset=preset, size=height_width, chunk=chunk, seed=seed, device=device, progress=meter.update
+        )
+    files = write_walk(
+        target,
+        episode.frames,
+        {**episode.metadata, "image": source.source, "image_sha256": source.sha256, "trajectory": trajectory},
+        title=f"{Path(image).stem}: a {trajectory} of {frames} frames",
+        subtitle=f"{preset}, {height_width[0]} x {height_width[1]}, seed {seed}. The first column is the picture itself.",
+    )
+    out.print(f"{frames} frames in {meter.seconds:.1f} s: {meter.rate:.1f} frames a second once running\n")
+    for file in files:
+        out.print(f"  {escape(str(file))}", style="bold" if file.suffix in (".mp4", ".png") else "")
+    if image == "room":
+        out.print(
+            "\nNext, your own picture:  [bold]make demo IMAGE=my.jpg[/]  or  [bold]mirage-env demo --image my.jpg[/]"
+        )
+    else:
+        out.print("\nNext, walk in it yourself:  [bold]python examples/quickstart.py[/]")
+
+
+@app.command()
+def info() -> None:
+    """What is installed: versions, device, presets, weights, built-in images, environment ids."""
+    import gymnasium
+    import torch
+    from rich.table import Table
+
+    from mirage_env.artefacts import versions
+    from mirage_env.config import preset_names
+    from mirage_env.images import builtin_names
+    from mirage_env.resources import revision
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"cpu, {torch.get_num_threads()} threads"
+    table = Table.grid(padding=(0, 3))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_row("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
+    table.add_row("revision", revision() or "installed from a wheel")
+    table.add_row("device", device)
+    table.add_row("presets", ", ".join(preset_names()))
+    table.add_row("images", ", ".join(builtin_names()))
+    table.add_row("environments", ", ".join(sorted(name for name in gymnasium.registry if name.startswith("Mirage"))))
+    for line in _weights_lines():
+        table.add_row("weights", escape(line))
+    out.print(table)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(H, W) from "128" or "96x160"."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InvalidValueError(f'size must look like 128 or 96x160 (HEIGHTxWIDTH), got "{text}"')
+    return int(parts[0]), int(parts[-1])
+
+
+def _weights_lines() -> list[str]:
+    """One line a file: size, hash, and what its header says about it."""
+    from safetensors import SafetensorError, safe_open
+
+    from mirage_env.resources import WEIGHTS, sha256_of
+
+    lines = []
+    for path in sorted(WEIGHTS.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = file.metadata() or {}
+        except SafetensorError:
+            header = {"damaged": "cannot be read; install the package anew"}
+        about = "; ".join(f"{key} {value}" for key, value in sorted(header.items()) if len(value) <= 80)
+        lines.append(
+            f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(path)[:12]}  {about}".rstrip()
+        )
+    return lines or ["none"]
+
+
+class _Meter:
+    """A progress bar with frames a second, and how long the work took."""
+
+    def __init__(self, what: str, total: int):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=out,
+        )
+        self._task = self._bar.add_task(what, total=total, rate="")
+        self._total = total
+        self._marks: list[tuple[float, int]] = []
+
+    def __enter__(self) -> _Meter:
+        self._start = time.perf_counter()
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        self._marks.append((time.perf_counter(), done))
+        self._bar.update(self._task, completed=done, total=total, rate=f"{self.rate:.1f} frames/s" if self.rate else "")
+
+    @property
+    def rate(self) -> float:
+        """Frames a second from the first report to the last, so without loading; over everything where there is one."""
+        if len(self._marks) >= 2:
+            (begin, first), (end, last) = self._marks[0], self._marks[-1]
+            return (last - first) / max(end - begin, 1e-9)
+        return self._total / self.seconds if hasattr(self, "seconds") else 0.0
+
+
+def main() -> None:
+    """Entry point: a caller's mistake is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except MirageError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

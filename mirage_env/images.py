@@ -1,0 +1,167 @@
+"""A picture from a path, an array or PIL becomes a first frame: upright, RGB, cropped, reduced to the world's size."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from mirage_env.errors import ImageError, UnknownNameError
+from mirage_env.resources import BUILTIN_IMAGES, sha256_of
+
+MIN_SIDE_PX = 16
+DEFAULT_IMAGE = "room"
+"""The built-in scene that is used when nobody names a picture."""
+
+_EXIF_IFD, _FOCAL_LENGTH_35MM = 0x8769, 0xA405
+_DIAGONAL_35MM = math.hypot(36.0, 24.0)
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A picture ready to be the first frame of a world."""
+
+    rgb: UInt8[np.ndarray, "H W 3"]
+    fov_deg: float | None
+    """Horizontal, of the cropped picture, where EXIF tells the 35 mm focal length; None where nothing does."""
+    sha256: str
+    """Of the file's bytes; of the uncropped RGB pixels where the picture did not come from a file."""
+    source: str
+    """The path as given, or what kind of object the picture was."""
+
+
+def builtin_names() -> list[str]:
+    """Names of the pictures that come with the package."""
+    return sorted(path.stem for path in BUILTIN_IMAGES.glob("*") if path.suffix in (".jpg", ".png"))
+
+
+def builtin_image(name: str = DEFAULT_IMAGE) -> Path:
+    """Path of a built-in picture; raises UnknownNameError with the names that exist."""
+    for path in BUILTIN_IMAGES.glob(f"{name}.*") if name in builtin_names() else ():
+        if path.suffix in (".jpg", ".png"):
+            return path
+    raise UnknownNameError("built-in image", name, builtin_names())
+
+
+def load_image(source: str | Path | np.ndarray | Image.Image, size: tuple[int, int] = (128, 128)) -> LoadedImage:
+    """The picture, centre-cropped to the shape of `size` = (H, W) and resized to it with antialiasing.
+
+    A string that names neither a file nor a path is taken for a built-in picture. EXIF rotation is applied; grey,
+    palette, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid over white; of an animation the first
+    frame is used. Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, uint16, or floats in [0, 1].
+
+    Raises ImageError for anything that is not a readable picture of at least 16 pixels a side.
+    """
+    if isinstance(source, Image.Image):
+        picture, name, digest = source, f"PIL {source.mode} image", None
+    elif isinstance(source, (str, Path)):
+        path = _find(source)
+        picture, name, digest = _open(path, size), str(source), sha256_of(path)
+    else:
+        picture, name, digest = _from_array(source), "array", None
+
+    fov_diagonal = _diagonal_fov(picture)
+    picture = _to_rgb(ImageOps.exif_transpose(picture), name)
+    if digest is None:
+        digest = hashlib.sha256(np.asarray(picture).tobytes()).hexdigest()
+    if min(picture.size) < MIN_SIDE_PX:
+        raise ImageError(
+            f"{name} is {picture.width} x {picture.height} pixels; a picture needs at least {MIN_SIDE_PX} a side"
+        )
+
+    height, width = size
+    scale = min(picture.width / width, picture.height / height)
+    crop = (width * scale, height * scale)
+    left, top = (picture.width - crop[0]) / 2, (picture.height - crop[1]) / 2
+    box = (left, top, left + crop[0], top + crop[1])
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+    fov_deg = None
+    if fov_diagonal is not None:
+        focal_px = 0.5 * math.hypot(*picture.size) / math.tan(0.5 * fov_diagonal)
+        fov_deg = math.degrees(2.0 * math.atan(0.5 * crop[0] / focal_px))
+    return LoadedImage(np.array(resized), fov_deg, digest, name)
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ImageError(f"{source} is a folder; name one picture inside it")
+    if isinstance(source, str) and path.name == source and not path.suffix:
+        return builtin_image(source)
+    raise ImageError(
+        f"no picture at {source}; give the path of a picture, or a built-in name: {', '.join(builtin_names())}"
+    )
+
+
+def _open(path: Path, size: tuple[int, int]) -> Image.Image:
+    """The decoded file; a JPEG is decoded at the smallest of its scales that still has twice the pixels needed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.draft(None, (2 * max(size), 2 * max(size)))
+                picture.load()
+                return picture
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(f"{path} has more than {limit:.0f} million pixels; scale it down first") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{path} is not a picture that can be read; JPEG, PNG, WebP, TIFF and BMP work") from None
+    except Exception as error:  # on bad bytes the decoders raise OSError, SyntaxError, ValueError, struct.error ...
+        raise ImageError(f"{path} is damaged and cannot be read ({error}); save it anew") from error
+
+
+def _from_array(source: Any) -> Image.Image:
+    array = np.asarray(source)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise ImageError(f"an image array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
+    if array.size == 0:
+        raise ImageError(f"an image array must not be empty, got {array.shape}")
+    if array.dtype == np.uint16:
+        array = _from_16_bit(array)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0.0 and array.max() <= 1.0):
+            raise ImageError("a float image array must be finite and within [0, 1]; divide by 255 or pass uint8")
+        array = np.round(array * 255.0).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"an image array must be uint8, uint16 or float in [0, 1], got {array.dtype}")
+    return Image.fromarray(array)
+
+
+def _from_16_bit(array: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(array, 0, 65535) / 257.0).astype(np.uint8)
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        if not (np.isfinite(values).all() and values.min() >= 0.0 and values.max() <= 1.0):
+            raise ImageError(f"{name} stores floats outside [0, 1]; save it with 8 or 16 bits a channel")
+        picture = Image.fromarray(np.round(values * 255.0).astype(np.uint8))
+    elif picture.mode.startswith("I"):
+        picture = Image.fromarray(_from_16_bit(np.asarray(picture)))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _diagonal_fov(picture: Image.Image) -> float | None:
+    """Radians across the diagonal of the uncropped picture, from the 35 mm equivalent focal length."""
+    focal_mm = picture.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
+    if not isinstance(focal_mm, (int, float)) or focal_mm <= 0:
+        return None
+    return 2.0 * math.atan(0.5 * _DIAGONAL_35MM / focal_mm)
