@@ -1,0 +1,236 @@
+"""Latent spatial memory: tokens of image latents at world points (Eq. 3-10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.geometry.poses import check_cameras
+from mirage_env.geometry.projection import backproject
+from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
+from mirage_env.memory.splat import frontmost, splat
+from mirage_env.types import Cameras, Readout
+
+WriteRule = Literal["paper", "novel"]
+TokenDtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """M = {(p_i, f_i)} (Eq. 3): a value. Rows are ordered by id, so age is order."""
+
+    points: Float[Tensor, "N 3"]
+    """World coordinates in metres."""
+    tokens: Float[Tensor, "N C"]
+    """The latent token of the cell that the point stands for."""
+    footprint_m: Float[Tensor, " N"]
+    """Side of the patch that a point describes: z-depth over latent focal length when it was written."""
+    ids: Int64[Tensor, " N"]
+    """Strictly increasing; a point keeps its id for life, and none is given twice."""
+    next_id: int
+
+    def __post_init__(self) -> None:
+        count = len(self.points)
+        for name in ("tokens", "footprint_m", "ids"):
+            rows = len(getattr(self, name))
+            if rows != count:
+                raise InvalidValueError(f"a memory needs one row of {name} a point, got {rows} for {count} points")
+        finite = torch.isfinite(self.points).all(1)
+        if not bool(finite.all()):
+            raise InvalidValueError(f"memory point {int((~finite).nonzero()[0])} is not finite")
+        if not bool((self.ids[1:] > self.ids[:-1]).all()) or (count and int(self.ids[-1]) >= self.next_id):
+            raise InvalidValueError(
+                f"memory ids must increase and stay below next_id = {self.next_id}; sort the rows by id"
+            )
+
+    def __len__(self) -> int:
+        return self.points.shape[0]
+
+    @property
+    def channels(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(getattr(self, f.name).nbytes for f in fields(self) if f.name != "next_id")
+
+    def to(self, device: torch.device | str) -> MemoryState:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "next_id"})
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """How the memory is written. The paper's: `MemoryConfig(write_rule="paper", reject_depth_edges=False)`."""
+
+    write_rule: WriteRule = "novel"
+    """paper: every admissible cell of every frame is added (Eq. 6). novel: see `LatentMemory.write`."""
+    finer: float = 1.5
+    """novel: how many times smaller than the remembered patch a new one must be to replace it."""
+    occluder: float = 0.1
+    """novel: by what share of the remembered depth a cell must be nearer to count as a surface in front of it."""
+    depth_downsample: DepthDownsample = "bilinear"
+    """How depth comes down to the latent grid; see `depth_to_grid`."""
+    reject_depth_edges: bool = True
+    """Leave out cells that hold more than one surface: their token is a blend and their depth lies in the air."""
+    depth_step: float = 0.1
+    """The relative jump of depth inside a cell that makes it an edge."""
+    max_points: int | None = None
+    """Budget. A write that exceeds it drops the points that describe the largest patches, the oldest first among
+    equals; what this very write added goes last, so that a full memory still learns."""
+    token_dtype: TokenDtype = "float32"
+    """How tokens are stored. float32 reads back bit for bit; float16 halves the bytes and rounds to three digits."""
+
+    def __post_init__(self) -> None:
+        choices = {"write_rule": WriteRule, "depth_downsample": DepthDownsample, "token_dtype": TokenDtype}
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                raise UnknownNameError(name, getattr(self, name), get_args(known))
+        if not self.finer > 1.0:
+            raise InvalidValueError(
+                f"finer must be above 1, got {self.finer}; at 1 a still camera would rewrite its own points"
+            )
+        for name in ("occluder", "depth_step"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise InvalidValueError(f"{name} is a share of depth between 0 and 1, got {getattr(self, name)}")
+        if self.max_points is not None and self.max_points < 1:
+            raise InvalidValueError(f"max_points must be at least 1, got {self.max_points}; use null for no budget")
+
+
+class LatentMemory:
+    """Writes and reads a `MemoryState`; holds nothing but its config."""
+
+    def __init__(self, config: MemoryConfig | None = None):
+        self.config = config or MemoryConfig()
+
+    def empty(self, channels: int, device: torch.device | str = "cpu") -> MemoryState:
+        """A memory of nothing, for tokens of `channels` channels."""
+        return MemoryState(
+            points=torch.zeros(0, 3, device=device),
+            tokens=torch.zeros(0, channels, device=device, dtype=getattr(torch, self.config.token_dtype)),
+            footprint_m=torch.zeros(0, device=device),
+            ids=torch.zeros(0, device=device, dtype=torch.int64),
+            next_id=0,
+        )
+
+    def read(self, state: MemoryState, cameras: Cameras) -> Readout:
+        """What the memory shows to the cameras (Eq. 5, 9, 10), on the grid `cameras.size`.
+
+        Cameras come at the resolution of the grid to read: `memory.read(state, cameras.resized((h, w)))`.
+        A memory that one view alone wrote, read from that view, returns the written tokens.
+        """
+        return splat(state.points, state.tokens, state.ids, check_cameras(cameras))
+
+    def write(
+        self,
+        state: MemoryState,
+        latents: Float[Tensor, "T C h w"],
+        depth_m: Float[Tensor, "_ H W"],
+        valid: Bool[Tensor, "_ _ _"],
+        cameras: Cameras,
+    ) -> MemoryState:
+        """The memory after T keyframes: image latents, their pixels' z-depth, and their cameras at pixel resolution.
+
+        `valid` is False for sky, for moving things and where depth is unknown; those pixels never enter the memory. A
+        cell is admissible where its depth is finite and positive and, if `reject_depth_edges`, it holds one surface.
+
+        Rule "paper" adds every admissible cell (Eq. 6). Rule "novel" looks, frame by frame, at what the memory shows
+        from there, and adds an admissible cell where it shows
+          - nothing;
+          - only something farther by the share `occluder`: this is a surface in front of it;
+          - a patch `finer` times larger or more, which the cell then replaces.
+        So a still camera adds nothing, a slightly nearer and perhaps wrong point wins nothing, and walking closer
+        sharpens. Writing frames one after another equals writing them at once, but for when a budget is applied.
+
+        Raises InvalidValueError for sizes or channels that do not fit and for latents or cameras that are not finite.
+        """
+        self._check(state, latents, depth_m, valid, cameras)
+        frames, channels, height, width = latents.shape
+        grid = cameras.resized((height, width))
+        depth = depth_to_grid(depth_m, valid, (height, width), self.config.depth_downsample)
+        lifted = backproject(depth, grid)
+        admissible = torch.isfinite(lifted).all(3)
+        if self.config.reject_depth_edges:
+            admissible &= ~straddles_edge(depth_m, valid, (height, width), self.config.depth_step)
+
+        # One table of what is and what may be; a memory is a choice of its rows.
+        focal = (grid.intrinsics_px[:, 0, 0] * grid.intrinsics_px[:, 1, 1]).sqrt()
+        points = torch.cat([state.points, lifted.reshape(-1, 3)])
+        footprint = torch.cat([state.footprint_m, (depth / focal[:, None, None]).flatten()])
+        count = len(state)
+        rows = torch.arange(count, device=points.device)
+        cells = torch.arange(count, len(points), device=points.device).view(frames, height, width)
+        if self.config.write_rule == "paper":
+            rows = torch.cat([rows, cells[admissible]])
+        else:
+            for t in range(frames):
+                rows = self._novel(rows, cells[t], admissible[t], depth[t], points, footprint, grid[t : t + 1])
+        if self.config.max_points is not None and len(rows) > self.config.max_points:
+            rows = self._within_budget(rows, footprint, count)
+        if len(rows) == count and not bool((rows >= count).any()):
+            return state
+
+        kept, added = rows[rows < count], rows[rows >= count] - count
+        tokens = latents.movedim(1, 3).reshape(-1, channels).index_select(0, added).to(state.tokens.dtype)
+        new_ids = torch.arange(state.next_id, state.next_id + len(added), device=rows.device)
+        return MemoryState(
+            points=points.index_select(0, rows),
+            tokens=torch.cat([state.tokens.index_select(0, kept), tokens]),
+            footprint_m=footprint.index_select(0, rows),
+            ids=torch.cat([state.ids.index_select(0, kept), new_ids]),
+            next_id=state.next_id + len(added),
+        )
+
+    def _novel(
+        self,
+        rows: Int64[Tensor, " R"],
+        cells: Int64[Tensor, "h w"],
+        admissible: Bool[Tensor, "h w"],
+        depth: Float[Tensor, "h w"],
+        points: Float[Tensor, "M 3"],
+        footprint: Float[Tensor, " M"],
+        camera: Cameras,
+    ) -> Int64[Tensor, " S"]:
+        """The chosen rows after one more frame; table rows grow with age, so they serve as ids."""
+        if len(rows) == 0:
+            return cells[admissible]
+        index, _, seen_depth = (a[0] for a in frontmost(points.index_select(0, rows), rows, camera))
+        seen = rows[index.clamp_min(0)]
+        in_front = depth < seen_depth * (1.0 - self.config.occluder)
+        refined = (index >= 0) & ~in_front & (footprint[seen] >= self.config.finer * footprint[cells]) & admissible
+        keep = torch.ones_like(rows, dtype=torch.bool)
+        keep[index[refined]] = False
+        return torch.cat([rows[keep], cells[admissible & ((index < 0) | in_front | refined)]])
+
+    def _within_budget(
+        self, rows: Int64[Tensor, " R"], footprint: Float[Tensor, " M"], count: int
+    ) -> Int64[Tensor, " S"]:
+        """The rows to keep: sorts are stable, so the last key sorted by counts first (new, then fine, then young)."""
+        ranked = rows.flip(0)
+        ranked = ranked[footprint[ranked].argsort(stable=True)]
+        ranked = ranked[(ranked < count).long().argsort(stable=True)]
+        return ranked[: self.config.max_points].sort().values
+
+    def _check(self, state: MemoryState, latents: Tensor, depth_m: Tensor, valid: Tensor, cameras: Cameras) -> None:
+        frames, channels = latents.shape[:2]
+        if channels != state.channels:
+            raise InvalidValueError(f"this memory holds tokens of {state.channels} channels, got latents of {channels}")
+        if not len(depth_m) == len(valid) == len(cameras) == frames:
+            raise InvalidValueError(
+                f"{frames} latent frames need as many depth maps, masks and cameras, "
+                f"got {len(depth_m)}, {len(valid)} and {len(cameras)}"
+            )
+        if not tuple(depth_m.shape[1:]) == tuple(valid.shape[1:]) == tuple(cameras.size):
+            raise InvalidValueError(
+                f"depth, mask and cameras must share one pixel size, got {tuple(depth_m.shape[1:])}, "
+                f"{tuple(valid.shape[1:])} and {tuple(cameras.size)}; cameras are given at pixel resolution"
+            )
+        finite = torch.isfinite(latents).flatten(1).all(1)
+        if not bool(finite.all()):
+            raise InvalidValueError(f"latent frame {int((~finite).nonzero()[0])} is not finite")
+        check_cameras(cameras)
