@@ -1,0 +1,388 @@
+"""Walking through a world, step by step: the environment that the generated and the simulated world share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.utils import EzPickle
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mirage_env.envs import actions, observations, tasks
+from mirage_env.envs.actions import Pose
+from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
+from mirage_env.envs.untaken import Untaken
+from mirage_env.envs.world import SceneSpec, World
+from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.geometry.poses import check_cameras, intrinsics_from_fov
+from mirage_env.types import Cameras, Frames
+
+FEEDBACK_MODES = ("draft", "hold")
+DEFAULT_FOV_DEG = 70.0
+"""Horizontal field of view where nobody gives one and the picture does not tell."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Everything that changes between `reset` and the last step: a value, replaced at every step."""
+
+    scene: SceneSpec
+    about: Mapping[str, Any]
+    """What `info` says of the scene: its source, its field of view and where that came from."""
+    world: Any
+    """The world's state after the last generated frame."""
+    pose: Pose
+    pending: tuple[tuple[Pose, ...], ...]
+    """Sub-frame poses of each step that is not generated yet."""
+    shown: Frames
+    """The one frame that the observer sees."""
+    occupancy: Occupancy
+    task: Any
+    """The task's state."""
+    steps: int = 0
+    collisions: int = 0
+    over: bool = False
+
+
+class WalkEnv(gym.Env[Any, Any], EzPickle):
+    """A camera walks through `world`; a subclass says where an episode begins.
+
+    Time. One step is one latent frame. With `chunk=1` every observation is generated. With `chunk=n` the world is asked
+    once in n steps for the frames of all of them, which is cheaper; in between, `feedback="draft"` shows a cheap picture
+    of the new pose from the memory alone and `"hold"` the last frame, and `info["generated"]` is False. Termination,
+    truncation and `reset` generate what is left, so that the last observation of an episode is always generated.
+
+    Args:
+        world: what turns cameras into frames.
+        fov_deg: horizontal field of view; "auto" takes the picture's own, else 70; `info["fov_source"]` says which.
+        intrinsics: K (3, 3) in pixels of the world's size, instead of a field of view.
+        up: which way is up in the first camera's axes (x right, y down, z forward); "auto" is a level camera.
+        camera_height_m: how far above the floor the first camera is. The floor is the plane y = camera_height_m.
+        action_mode: "planar", "discrete" or "free", see `mirage_env.envs.actions`.
+        step_m, turn_deg: how far one action of size 1 moves (metres) and turns (degrees).
+        obs: names of observations, see `mirage_env.envs.observations`; one plain string gives its Box.
+        depth_range_m: observed depth is clipped to (near, far), in metres.
+        chunk, feedback: as above.
+        task, task_kwargs: a name or an instance, see `mirage_env.envs.tasks`.
+        collision: "slide", "stop" or "none", for a body of 0.2 m radius.
+        max_episode_steps: truncate after so many steps; None never does.
+        render_mode: "rgb_array" or "depth_array" (float32 metres); Gymnasium adds "human" and lists.
+
+    Raises:
+        UnknownNameError, InvalidValueError: in one sentence, for arguments that make no sense.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "depth_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's contract)
+    reset_options: tuple[str, ...] = ("world_from_camera",)
+    """Names that `reset(options=...)` understands."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        fov_deg: float | str = "auto",
+        intrinsics: Any = None,
+        up: Sequence[float] | str = "auto",
+        camera_height_m: float = 1.2,
+        action_mode: str = "planar",
+        step_m: float = 0.25,
+        turn_deg: float = 10.0,
+        obs: str | Sequence[str] = ("rgb", "depth"),
+        depth_range_m: Sequence[float] = (0.1, 20.0),
+        chunk: int = 1,
+        feedback: str = "draft",
+        task: Any = "free",
+        task_kwargs: Mapping[str, Any] | None = None,
+        collision: str = "slide",
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+    ):
+        for what, name, known in (
+            ("collision mode", collision, COLLISION_MODES),
+            ("feedback", feedback, FEEDBACK_MODES),
+            ("render mode", render_mode, (None, *self.metadata["render_modes"])),
+        ):
+            if name not in known:
+                raise UnknownNameError(what, str(name), [str(x) for x in known])
+        self.world = world
+        self.action_space = actions.action_space(action_mode)
+        self.depth_range_m = observations.check_depth_range(depth_range_m)
+        self.obs = obs if isinstance(obs, str) else observations.parse_names(obs)
+        layout = observations.Layout(world.size, world.latent_size, self.depth_range_m)
+        self.observation_space = observations.observation_space(obs, layout)
+        self.task = tasks.make_task(task, **(task_kwargs or {}))
+        if "goal" in observations.parse_names(obs) and not hasattr(self.task, "goal"):
+            raise InvalidValueError('the observation "goal" needs a task with a goal; this task has none')
+
+        self.action_mode, self.feedback, self.collision = action_mode, feedback, collision
+        self.render_mode = render_mode
+        self.step_m = _number("step_m", step_m, 0.0, 10.0)
+        self.turn_rad = math.radians(_number("turn_deg", turn_deg, 0.0, 90.0))
+        self.camera_height_m = _number("camera_height_m", camera_height_m, 0.05, 100.0)
+        self.chunk = _count("chunk", chunk)
+        self.max_episode_steps = None if max_episode_steps is None else _count("max_episode_steps", max_episode_steps)
+        self.start = actions.pose_from_up((0.0, -1.0, 0.0) if isinstance(up, str) and up == "auto" else up)  # type: ignore[arg-type]
+        self._intrinsics = None if intrinsics is None else _check_intrinsics(intrinsics)
+        self._fov_deg = None if fov_deg == "auto" else _number("fov_deg", fov_deg, 1.0, 170.0)
+
+        self._episode: Episode | None = None
+        self._closed = False
+        self._untaken = Untaken()
+
+    # ---- where an episode begins -------------------------------------------------------------------------------------
+
+    def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
+        """The scene of a new episode and what `info` says about it; random choices come from `np_random`."""
+        raise NotImplementedError
+
+    def first_camera(self) -> Float[Tensor, "4 4"]:
+        """`SceneSpec.world_from_camera`: where `up` puts it."""
+        return actions.world_from_camera([self.start])[0]
+
+    def lens(self, fov_deg: float | None = None) -> tuple[Float[Tensor, "3 3"], dict[str, Any]]:
+        """K for a picture whose own horizontal field of view is `fov_deg` (None: unknown), and what `info` says of it."""
+        if self._intrinsics is not None:
+            intrinsics, source = self._intrinsics.clone(), "intrinsics"
+        else:
+            known = ((self._fov_deg, "given"), (fov_deg, "picture"), (DEFAULT_FOV_DEG, "default"))
+            degrees, source = next((degrees, source) for degrees, source in known if degrees is not None)
+            intrinsics = intrinsics_from_fov(math.radians(degrees), self.world.size)
+        fov = math.degrees(2 * math.atan(0.5 * self.world.size[1] / float(intrinsics[0, 0])))
+        return intrinsics, {"fov_deg": fov, "fov_source": source}
+
+    def move(self, episode: Episode, target: tuple[float, float]) -> tuple[float, float]:
+        """Where the body gets to on its level way to `target` (x, z): by default as the map of what was generated says."""
+        return episode.occupancy.move((episode.pose.x, episode.pose.z), target, self.collision)
+
+    # ---- Gymnasium -----------------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode; `options["world_from_camera"]` (4, 4) starts it at another pose of the same scene."""
+        if self._closed:
+            raise ClosedEnvironmentError("reset() was called after close(); make a new environment")
+        super().reset(seed=seed)
+        options = options or {}
+        for name in options:
+            if name not in self.reset_options:
+                raise UnknownNameError("reset option", name, self.reset_options)
+        if self._episode is not None and self._episode.pending:
+            self._generated(self._episode)
+        self._untaken.begin_episode()
+
+        scene, about = self.scene(options)
+        frames, state = self.world.begin(scene, int(self.np_random.integers(2**31)))
+        self._untaken.keep(frames)
+        occupancy = Occupancy.empty(scene.camera_height_m).seen(frames)
+        episode = Episode(scene, about, state, self.start, (), frames[-1:], occupancy, task=None)
+        if options.get("world_from_camera") is not None:
+            start = _check_pose(options["world_from_camera"], scene.intrinsics_px, self.world.size)
+            episode, frames = self._generated(
+                replace(episode, pose=start, pending=((start,) * self.world.temporal_stride,))
+            )
+        moment = self._moment(episode, episode.pose, None, frames, episode.occupancy.known_voxels, False)
+        self._episode = replace(episode, task=self.task.begin(moment, self.np_random))
+        return self._observe(self._episode, moment), self._info(self._episode, moment, {})
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One action. Raises InvalidValueError for an action that makes no sense; then nothing has changed."""
+        before = self._running("step")
+        motion = actions.motion_from_action(action, self.action_mode, self.step_m, self.turn_rad)
+        wanted = actions.moved(before.pose, motion, actions.PITCH_LIMIT[self.action_mode])
+        reached = self._reached(before, wanted)
+        collided = reached != wanted
+        way = actions.between(before.pose, reached, self.world.temporal_stride)
+        episode = replace(
+            before,
+            pose=reached,
+            pending=(*before.pending, way),
+            steps=before.steps + 1,
+            collisions=before.collisions + collided,
+        )
+
+        truncated = self.max_episode_steps is not None and episode.steps >= self.max_episode_steps
+        frames = None
+        if truncated or len(episode.pending) >= self.chunk:
+            episode, frames = self._generated(episode)
+        new_voxels = episode.occupancy.known_voxels - before.occupancy.known_voxels
+        moment = self._moment(episode, before.pose, action, frames, new_voxels, collided)
+        verdict = self.task.judge(before.task, moment)
+        terminated = bool(verdict.terminated)
+        if terminated and episode.pending:
+            episode, frames = self._generated(episode)
+            new_voxels = episode.occupancy.known_voxels - before.occupancy.known_voxels
+            moment = self._moment(episode, before.pose, action, frames, new_voxels, collided)
+            verdict = self.task.judge(before.task, moment)
+        elif episode.pending and self.feedback == "draft":
+            episode = replace(episode, shown=self.world.draft(episode.world, self._cameras(episode, [reached])))
+
+        reward = float(verdict.reward)
+        if not math.isfinite(reward):
+            raise InvalidValueError(f"{type(self.task).__name__} gave the reward {reward}; rewards must be finite")
+        self._episode = replace(episode, task=verdict.state, over=terminated or truncated)
+        info = self._info(self._episode, moment, verdict.terms)
+        return self._observe(self._episode, moment), reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        """The frame on show: uint8 (H, W, 3), or float32 (H, W) metres of depth; None without a render mode."""
+        if self.render_mode is None:
+            gym.logger.warn('render() needs a render mode; make the environment with render_mode="rgb_array"')
+            return None
+        shown = self._begun("render").shown
+        if self.render_mode == "rgb_array":
+            return shown.rgb[-1].numpy().copy()
+        return observations.depth_m(shown, self.depth_range_m)
+
+    def close(self) -> None:
+        """Drops the episode; only `reset` and `step` mind."""
+        self._episode = None
+        self._untaken = Untaken()
+        self._closed = True
+
+    # ---- beyond Gymnasium ------------------------------------------------------------------------------------------------
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """The map of everything generated in this episode."""
+        return self._begun("occupancy").occupancy
+
+    @property
+    def pose(self) -> Pose:
+        """Where the camera is."""
+        return self._begun("pose").pose
+
+    def top_down_map(self) -> UInt8[np.ndarray, "Z X"]:
+        """See `Occupancy.top_down_map`."""
+        return self.occupancy.top_down_map()
+
+    def take_chunk(self) -> Frames | None:
+        """Every frame generated since the last call, the first one of the episode included; None when there is none.
+
+        Frames of two episodes never mix: what is left of the episode before the last `reset` comes first, alone. Older
+        episodes are forgotten, and so is what exceeds 256 MiB; then the next call raises MirageError once.
+        """
+        return self._untaken.take()
+
+    def snapshot(self) -> tuple[Episode, dict[str, Any]]:
+        """The episode and the state of `np_random`, as a value: cheap, and any number may be kept."""
+        return self._begun("snapshot"), dict(self.np_random.bit_generator.state)
+
+    def restore(self, snapshot: tuple[Episode, dict[str, Any]]) -> None:
+        """Goes back to a snapshot of this or an equal environment; what follows is as it was, random numbers included."""
+        self._episode, self.np_random.bit_generator.state = snapshot
+        self._untaken = Untaken()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**EzPickle.__getstate__(self), **{name: self.__dict__.get(name) for name in self._PICKLED}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        EzPickle.__setstate__(self, state)
+        self.__dict__.update({name: state[name] for name in self._PICKLED})
+
+    _PICKLED = ("spec", "max_episode_steps", "_np_random", "_np_random_seed", "_episode", "_closed")
+
+    # ---- the parts of a step ---------------------------------------------------------------------------------------------
+
+    def _begun(self, what: str) -> Episode:
+        if self._closed:
+            raise ClosedEnvironmentError(f"{what} was used after close(); make a new environment")
+        if self._episode is None:
+            raise ResetNeeded(f"{what} was used before reset(); call reset() first")
+        return self._episode
+
+    def _running(self, what: str) -> Episode:
+        episode = self._begun(what)
+        if episode.over:
+            raise ResetNeeded(f"{what} was used after the episode ended; call reset() first")
+        return episode
+
+    def _reached(self, episode: Episode, wanted: Pose) -> Pose:
+        """The pose that collisions leave of the wanted one: level motion by `move`, and the camera stays above the floor."""
+        if self.collision == "none":
+            return wanted
+        x, z = self.move(episode, (wanted.x, wanted.z))
+        lowest = max(episode.pose.y, episode.scene.camera_height_m - BODY_M[0])
+        return wanted._replace(x=x, y=min(wanted.y, lowest), z=z)
+
+    def _cameras(self, episode: Episode, poses: Sequence[Pose]) -> Cameras:
+        intrinsics = episode.scene.intrinsics_px.expand(len(poses), 3, 3)
+        return Cameras(actions.world_from_camera(poses), intrinsics, self.world.size)
+
+    def _generated(self, episode: Episode) -> tuple[Episode, Frames]:
+        """The episode with nothing pending, and the frames that took."""
+        poses = [pose for way in episode.pending for pose in way]
+        frames, state = self.world.advance(episode.world, self._cameras(episode, poses))
+        self._untaken.keep(frames)
+        observed = frames[len(episode.pending[0]) - 1 :: len(episode.pending[0])]
+        occupancy = episode.occupancy.seen(observed)
+        return replace(episode, world=state, pending=(), shown=frames[-1:], occupancy=occupancy), frames
+
+    def _moment(
+        self, episode: Episode, previous: Pose, action: Any, frames: Frames | None, new_voxels: int, collided: bool
+    ) -> tasks.Moment:
+        return tasks.Moment(
+            episode.steps, action, previous, episode.pose, collided, frames, episode.occupancy, new_voxels
+        )
+
+    def _observe(self, episode: Episode, moment: tasks.Moment) -> Any:
+        view = observations.View(
+            frame=episode.shown,
+            pose=episode.pose,
+            intrinsics_px=episode.scene.intrinsics_px.numpy(),
+            depth_range_m=self.depth_range_m,
+            chunk_share=len(episode.pending) / self.chunk,
+            goal=self.task.goal(episode.task, moment) if "goal" in observations.parse_names(self.obs) else None,
+        )
+        return observations.observe(self.obs, view)
+
+    def _info(self, episode: Episode, moment: tasks.Moment, terms: Mapping[str, float]) -> dict[str, Any]:
+        stats = self.world.stats(episode.world)
+        return {
+            "world_from_camera": actions.world_from_camera([episode.pose])[0].numpy(),
+            "generated": not episode.pending,
+            "chunk_phase": len(episode.pending),
+            "remembered_share": float(episode.shown.remembered.float().mean()),
+            "memory_points": int(stats["memory_points"]),
+            "memory_bytes": int(stats["memory_bytes"]),
+            "drift": float(np.nan_to_num(stats["drift"])),
+            "collided": moment.collided,
+            "collisions": episode.collisions,
+            "known_m3": episode.occupancy.known_m3,
+            "reward_terms": {name: float(value) for name, value in terms.items()},
+            **episode.about,
+        }
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if not isinstance(value, (int, float)) or not low < value <= high:
+        raise InvalidValueError(f"{name} must be a number above {low:g} and at most {high:g}, got {value!r}")
+    return float(value)
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise InvalidValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _check_intrinsics(intrinsics: Any) -> Float[Tensor, "3 3"]:
+    matrix = torch.as_tensor(np.asarray(intrinsics, np.float32))
+    if matrix.shape != (3, 3) or not matrix.isfinite().all() or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        raise InvalidValueError(
+            f"intrinsics must be a finite K (3, 3) in pixels with positive focal lengths, got {intrinsics!r}"
+        )
+    return matrix
+
+
+def _check_pose(transform: Any, intrinsics_px: Float[Tensor, "3 3"], size: tuple[int, int]) -> Pose:
+    matrix = torch.as_tensor(np.asarray(transform, np.float32))
+    if matrix.shape != (4, 4):
+        raise InvalidValueError(f"world_from_camera must have shape (4, 4), got {tuple(matrix.shape)}")
+    check_cameras(Cameras(matrix[None], intrinsics_px[None], size))
+    return actions.pose_from_matrix(matrix)

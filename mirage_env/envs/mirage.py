@@ -1,0 +1,93 @@
+"""Mirage-v0: walk into a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gymnasium.utils import EzPickle
+
+from mirage_env.envs.env import WalkEnv
+from mirage_env.envs.world import SceneSpec
+from mirage_env.errors import ImageError, InvalidValueError
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class MirageEnv(WalkEnv):
+    """The world that Mirage generates from one image (id `Mirage-v0`).
+
+    Args:
+        image: the first frame: a path, the name of a built-in picture, or an array. Prefer names to arrays in
+            `gym.make`: it copies its arguments, and only names can be written to JSON.
+        images: a pool to draw from at each reset: a folder, a text file with one path a line (relative to the file,
+            `#` begins a comment), or a list of anything that `image` takes. Without either, a built-in picture.
+        preset: the model, see `mirage_env.world_model.load_world`.
+        prompt: words that accompany the image, for presets that read text.
+        size: (H, W) of the frames.
+        device: where the model runs; "auto" is a GPU where there is one.
+        **walk: everything else is shared by all worlds, see `WalkEnv`.
+
+    `reset(options={"image": ...})` begins one episode at another picture.
+    """
+
+    reset_options = (*WalkEnv.reset_options, "image")
+
+    def __init__(
+        self,
+        image: Any = None,
+        images: Any = None,
+        *,
+        preset: str = "mirage-tiny",
+        prompt: str | None = None,
+        size: tuple[int, int] = (128, 128),
+        device: str = "auto",
+        **walk: Any,
+    ):
+        from mirage_env.images import builtin_image, load_image
+        from mirage_env.world_model import load_world
+
+        EzPickle.__init__(self, image, images, preset=preset, prompt=prompt, size=size, device=device, **walk)
+        if image is not None and images is not None:
+            raise InvalidValueError("give either image or images, not both")
+        self.prompt = prompt
+        self.pool = [image] if image is not None else [builtin_image()] if images is None else picture_pool(images)
+        WalkEnv.__init__(self, load_world(preset, size, device), **walk)
+        if len(self.pool) == 1:
+            load_image(self.pool[0], size)  # a picture that cannot be read should fail here, not at the first reset
+
+    def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
+        from mirage_env.images import load_image
+
+        source = options.get("image")
+        if source is None:
+            source = self.pool[int(self.np_random.integers(len(self.pool)))]
+        picture = load_image(source, self.world.size)
+        intrinsics_px, about = self.lens(picture.fov_deg)
+        scene = SceneSpec(
+            self.first_camera(), intrinsics_px, self.camera_height_m, image=picture.rgb, prompt=self.prompt
+        )
+        return scene, {"image": picture.source, "image_sha256": picture.sha256, **about}
+
+
+def picture_pool(images: str | Path | Sequence[Any]) -> list[Any]:
+    """The pictures that `images` names, in a stable order; raises ImageError when there are none."""
+    if not isinstance(images, (str, Path)):
+        pool = list(images)
+    elif (path := Path(images).expanduser()).is_dir():
+        pool = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
+    elif path.is_file():
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except UnicodeDecodeError:
+            raise ImageError(
+                f"{images} is not a list of pictures; images takes a folder or a text file with one path a line, "
+                "image takes one picture"
+            ) from None
+        pool = [str(path.parent / line) for line in lines if line and not line.startswith("#")]
+    else:
+        raise ImageError(f"no folder or list of pictures at {images}")
+    if not pool:
+        raise ImageError(f"images {images!r} holds no picture; known suffixes are {', '.join(PICTURE_SUFFIXES)}")
+    return pool
