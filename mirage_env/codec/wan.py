@@ -1,0 +1,198 @@
+"""The image codec: diffusers' `AutoencoderKLWan`, as a still-image and a video codec.
+
+A codec without temporal stride describes every frame alone. Its causal 3-D convolutions then only ever see zero padding
+in the past, so all but their last temporal tap multiply zeros. `fold_frames` keeps that last tap as a 2-D convolution: the same
+numbers for a third of the arithmetic and of the file, and every latent is an image latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, patchify, unpatchify
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from mirage_env.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The shape of an `AutoencoderKLWan`."""
+
+    channels: int = 16
+    """Latent channels C."""
+    base_dim: int = 32
+    decoder_base_dim: int = 32
+    dim_mult: tuple[int, ...] = (1, 2, 4)
+    temporal_downsample: tuple[bool, ...] = (False, False)
+    num_res_blocks: int = 2
+    is_residual: bool = False
+    patch_size: int = 2
+
+    def __post_init__(self) -> None:
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise InvalidValueError(
+                f"temporal_downsample needs one entry between two levels of dim_mult, that is {len(self.dim_mult) - 1}, "
+                f"got {len(self.temporal_downsample)}"
+            )
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def temporal_stride(self) -> int:
+        return 2 ** sum(self.temporal_downsample)
+
+    def build(self) -> AutoencoderKLWan:
+        """The untrained network."""
+        return AutoencoderKLWan(
+            base_dim=self.base_dim,
+            decoder_base_dim=self.decoder_base_dim,
+            z_dim=self.channels,
+            dim_mult=list(self.dim_mult),
+            num_res_blocks=self.num_res_blocks,
+            temperal_downsample=list(self.temporal_downsample),
+            latents_mean=[0.0] * self.channels,
+            latents_std=[1.0] * self.channels,
+            is_residual=self.is_residual,
+            in_channels=3 * self.patch_size**2,
+            out_channels=3 * self.patch_size**2,
+            patch_size=self.patch_size if self.patch_size > 1 else None,
+            scale_factor_temporal=self.temporal_stride,
+            scale_factor_spatial=self.spatial_stride,
+        )
+
+
+class FrameConv(nn.Conv2d):
+    """The last temporal tap of a causal 3-D convolution: all that acts on a frame whose past is zero padding."""
+
+    @classmethod
+    def of(cls, conv: WanCausalConv3d) -> FrameConv:
+        frame = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size[1:], conv.stride[1:], padding=conv._padding[0]
+        ).to(conv.weight.device, conv.weight.dtype)
+        with torch.no_grad():
+            frame.weight.copy_(conv.weight[:, :, -1])
+            frame.bias.copy_(conv.bias)
+        return frame
+
+    def forward(self, x: Float[Tensor, "b c 1 h w"], cache_x: None = None) -> Float[Tensor, "b d 1 h2 w2"]:
+        return super().forward(x[:, :, 0])[:, :, None]
+
+
+def fold_frames(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Replaces, in place, every causal convolution by its last temporal tap; only exact for frames coded one by one."""
+    for parent in list(vae.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, WanCausalConv3d):
+                setattr(parent, name, FrameConv.of(child))
+    return vae
+
+
+def unfold_frames(vae: AutoencoderKLWan, config: CodecConfig) -> AutoencoderKLWan:
+    """The stock `AutoencoderKLWan` that a folded one stands for: the same taps, zeros in the past."""
+    stock = config.build()
+    state = {}
+    for name, tensor in stock.state_dict().items():
+        folded = vae.state_dict()[name]
+        if tensor.shape != folded.shape:
+            tensor = torch.zeros_like(tensor)
+            tensor[:, :, -1] = folded
+            folded = tensor
+        state[name] = folded
+    stock.load_state_dict(state)
+    return stock.eval()
+
+
+class WanCodec(nn.Module):
+    """Images and short videos <-> normalised latents, (z - mean) / std per channel.
+
+    `frames_alone` says that the network was folded: every frame is coded as a still image.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: CodecConfig, vae: AutoencoderKLWan | None = None):
+        super().__init__()
+        self.config = config
+        self.frames_alone = config.temporal_stride == 1
+        vae = config.build() if vae is None else vae
+        self.vae = fold_frames(vae) if self.frames_alone else vae
+        if self.frames_alone:
+            self.vae.to(memory_format=torch.channels_last)  # 2-D convolutions run fastest on channels-last images
+        self.register_buffer("mean", torch.tensor(vae.config.latents_mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(vae.config.latents_std, dtype=torch.float32))
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.config.spatial_stride
+
+    @property
+    def temporal_stride(self) -> int:
+        return self.config.temporal_stride
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of pictures of `size` = (H, W); raises `InvalidValueError` if the stride does not divide them."""
+        stride = self.spatial_stride
+        if any(side % stride or side <= 0 for side in size):
+            nearest = tuple(max(stride, round(side / stride) * stride) for side in size)
+            raise InvalidValueError(
+                f"the picture size must be a multiple of {stride} pixels a side, got {size[0]} x {size[1]}; "
+                f"the nearest that works is {nearest[0]} x {nearest[1]}"
+            )
+        return size[0] // stride, size[1] // stride
+
+    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+        """Image latents of pictures in [-1, 1], each coded as a single frame (the mode of the posterior)."""
+        return self.normalise(self.moments(images)[:, : self.channels])
+
+    def decode(self, latents: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b frames 3 H W"]:
+        """Videos in [-1, 1] of 1 + (t - 1) * temporal_stride frames, each decoded afresh."""
+        b, t = latents.shape[:2]
+        z = latents * self.std[:, None, None] + self.mean[:, None, None]
+        if not self.frames_alone:
+            return self.vae.decode(z.transpose(1, 2)).sample.transpose(1, 2)
+        return self.decode_raw(z.flatten(0, 1)).clamp(-1.0, 1.0).unflatten(0, (b, t))
+
+    def decode_after(
+        self, overlap: Float[Tensor, "b 1 c h w"], latents: Float[Tensor, "b t c h w"]
+    ) -> Float[Tensor, "b frames 3 H W"]:
+        """The t * temporal_stride frames that follow the overlap frame, decoded afresh with it as one short video."""
+        if self.frames_alone:  # the overlap frame could not change them
+            return self.decode(latents)
+        return self.decode(torch.cat([overlap, latents], 1))[:, 1:]
+
+    def moments(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n d h w"]:
+        """Mean and log-variance of the posterior, before normalisation."""
+        x = images[:, :, None]
+        if not self.frames_alone:
+            return self.vae._encode(x)[:, :, 0]
+        x = patchify(x, self.config.patch_size)
+        x = x[:, :, 0].contiguous(memory_format=torch.channels_last)[:, :, None]
+        return self.vae.quant_conv(self.vae.encoder(x))[:, :, 0]
+
+    def decode_raw(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        """Pictures of raw latents, one by one and unclamped; the codec's own training calls this."""
+        x = z.contiguous(memory_format=torch.channels_last)[:, :, None]
+        return unpatchify(self.vae.decoder(self.vae.post_quant_conv(x)), self.config.patch_size)[:, :, 0]
+
+    def normalise(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return (z - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def to_float(rgb: UInt8[Tensor, "*b H W 3"]) -> Float[Tensor, "*b 3 H W"]:
+    """uint8 pictures outside -> [-1, 1] floats inside."""
+    return rgb.movedim(-1, -3).float() / 127.5 - 1.0
+
+
+def to_uint8(images: Float[Tensor, "*b 3 H W"]) -> UInt8[Tensor, "*b H W 3"]:
+    """[-1, 1] floats inside -> uint8 pictures outside, rounded to nearest."""
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)

@@ -1,0 +1,176 @@
+"""What the denoiser is told about a chunk, and the clean latents that it predicts from noisy ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mirage_env.denoise.transformer import MemoryTransformer
+from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.projection import camera_rays
+from mirage_env.types import Cameras, Readout
+
+READOUT_CHANNELS = 4
+"""Visibility mask, sub-cell offset (x, y), inverse depth."""
+RAY_CHANNELS = 6
+"""Ray direction and camera centre of every cell, both in the overlap camera's frame."""
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """The shape of a memory-conditioned transformer and what its output means."""
+
+    channels: int = 16
+    heads: int = 4
+    head_dim: int = 64
+    ffn_dim: int = 1024
+    layers: int = 6
+    memory_layers: tuple[int, ...] = (0, 3)
+    patch_size: int = 2
+    text_dim: int = 64
+    prediction: Literal["velocity", "residual"] = "residual"
+    """`residual`: the output is what the clean latent differs from the warped readout; zero weights reproduce the warp."""
+    extra_readout: bool = True
+    """Also show where inside its cell a point fell and how far it is; the paper shows the mask alone."""
+    rays: bool = True
+    """Also tell every cell's viewing ray; the paper tells the camera through the readout alone."""
+    preceding: int = 2
+    """Clean latent frames before the overlap frame."""
+    references: int = 2
+    """At most this many clean keyframes that saw what the targets will see."""
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.heads, self.head_dim, self.layers, self.patch_size) < 1:
+            raise InvalidValueError("channels, heads, head_dim, layers and patch_size of the denoiser must be positive")
+        if min(self.preceding, self.references) < 0:
+            raise InvalidValueError("preceding and references of the denoiser must not be negative")
+
+    def build(self) -> MemoryTransformer:
+        """The untrained network; in `residual` mode it predicts no change to the warp."""
+        model = MemoryTransformer(
+            patch_size=(1, self.patch_size, self.patch_size),
+            num_attention_heads=self.heads,
+            attention_head_dim=self.head_dim,
+            in_channels=self.channels,
+            out_channels=self.channels,
+            text_dim=self.text_dim,
+            ffn_dim=self.ffn_dim,
+            num_layers=self.layers,
+            memory_layers=self.memory_layers,
+            readout_channels=READOUT_CHANNELS if self.extra_readout else 1,
+            ray_channels=RAY_CHANNELS if self.rays else 0,
+            learned_text=True,
+            rope_max_seq_len=256,
+        )
+        if self.prediction == "residual":
+            nn.init.zeros_(model.proj_out.weight)
+            nn.init.zeros_(model.proj_out.bias)
+        return model
+
+
+@dataclass(frozen=True)
+class ChunkCondition:
+    """All that is known of a chunk before it is denoised: B worlds, f = R + 1 + n + P frames.
+
+    Frame order [R references | overlap, n targets | P preceding]; `seen` covers the g = f - R frames after the references.
+    """
+
+    clean: Float[Tensor, "b f c h w"]
+    """Clean latents of references, overlap and preceding; targets hold the warp (see `base`)."""
+    noisy: Bool[Tensor, " f"]
+    """Which frames are targets."""
+    readout: Float[Tensor, "b g c h w"]
+    readout_extra: Float[Tensor, "b g 4 h w"]
+    rays: Float[Tensor, "b f 6 h w"]
+    references: int
+
+    @property
+    def base(self) -> Float[Tensor, "b n c h w"]:
+        """The warp: the readout, and where that is empty the overlap frame."""
+        return self.clean[:, self.noisy]
+
+    @staticmethod
+    def cat(conditions: list[ChunkCondition]) -> ChunkCondition:
+        """Worlds with equal segment lengths side by side."""
+        worlds = {x: torch.cat([getattr(c, x) for c in conditions]) for x in ("clean", "readout", "readout_extra", "rays")}
+        return replace(conditions[0], **worlds)
+
+
+def make_condition(
+    readout: Readout,
+    targets: Cameras,
+    history: Float[Tensor, "k c h w"],
+    history_cameras: Cameras,
+    references: Float[Tensor, "r c h w"],
+    reference_cameras: Cameras,
+) -> ChunkCondition:
+    """The condition of one world's next chunk.
+
+    `readout` shows the memory to [overlap, n targets, P preceding]; `history` holds the latents of the P preceding frames and, last,
+    of the overlap frame; `targets` are the n target cameras. All cameras are at latent resolution.
+    """
+    n, overlap, preceding = len(targets), history[-1:], history[:-1]
+    seen = readout.visible[1 : 1 + n, None]
+    warp = torch.where(seen, readout.tokens[1 : 1 + n].to(overlap.dtype), overlap)
+    clean = torch.cat([references, overlap, warp, preceding])
+    noisy = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+    noisy[len(references) + 1 : len(references) + 1 + n] = True
+    cameras = Cameras.cat([reference_cameras, history_cameras[-1:], targets, history_cameras[:-1]])
+    return ChunkCondition(
+        clean=clean[None],
+        noisy=noisy,
+        readout=readout.tokens[None].to(overlap.dtype),
+        readout_extra=readout_channels(readout)[None],
+        rays=ray_channels(cameras, history_cameras[-1:])[None],
+        references=len(references),
+    )
+
+
+def readout_channels(readout: Readout) -> Float[Tensor, "g 4 h w"]:
+    """Mask, sub-cell offset and inverse depth (1/m, at most 4); zero where nothing was hit."""
+    visible = readout.visible[:, None].float()
+    nearness = visible / readout.depth_m[:, None].clamp_min(0.25)
+    return torch.cat([visible, readout.offset.float(), nearness], 1)
+
+
+def ray_channels(cameras: Cameras, origin: Cameras) -> Float[Tensor, "f 6 h w"]:
+    """Unit ray direction and camera centre (metres) of every cell, in the frame of camera `origin`."""
+    origin_from_camera = origin.camera_from_world @ cameras.world_from_camera
+    rays = torch.einsum("fij,fhwj->fihw", origin_from_camera[:, :3, :3], camera_rays(cameras))
+    rays = rays / rays.norm(dim=1, keepdim=True)
+    centres = origin_from_camera[:, :3, 3, None, None].expand_as(rays)
+    return torch.cat([rays, centres], 1)
+
+
+class Denoiser(nn.Module):
+    """Flow matching on top of the transformer: x_sigma = (1 - sigma) x_0 + sigma noise, velocity = noise - x_0."""
+
+    def __init__(self, config: DenoiserConfig, transformer: MemoryTransformer | None = None):
+        super().__init__()
+        self.config = config
+        self.transformer = config.build() if transformer is None else transformer
+
+    def clean(
+        self, sample: Float[Tensor, "b n c h w"], sigma: Float[Tensor, " b"], condition: ChunkCondition
+    ) -> Float[Tensor, "b n c h w"]:
+        """Predicted clean target latents x_0 at noise level `sigma` in (0, 1]."""
+        noisy = condition.noisy
+        frames = condition.clean.clone()
+        frames[:, noisy] = sample.to(frames.dtype)
+        timestep = torch.where(noisy, 1000.0 * sigma[:, None].float(), 0.0)
+        extra = condition.readout_extra if self.config.extra_readout else condition.readout_extra[:, :, :1]
+        output = self.transformer(
+            frames.transpose(1, 2),
+            timestep,
+            readout=condition.readout.transpose(1, 2),
+            readout_extra=extra.to(frames.dtype).transpose(1, 2),
+            rays=condition.rays.to(frames.dtype).transpose(1, 2) if self.config.rays else None,
+            references=condition.references,
+        ).transpose(1, 2)[:, noisy]
+        if self.config.prediction == "residual":
+            return condition.base + output.float()
+        return sample - sigma[:, None, None, None, None] * output.float()

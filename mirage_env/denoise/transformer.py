@@ -1,0 +1,214 @@
+"""The memory-conditioned video transformer: diffusers' `WanTransformer3DModel` with a side branch for the readout.
+
+One forward pass holds clean reference frames, the chunk (one clean overlap frame, then noisy targets) and clean preceding
+frames, in this order. Rotary positions tell the segments apart, timestep 0 tells the clean ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.transformers.transformer_wan import (
+    WanAttnProcessor,
+    WanTransformer3DModel,
+    WanTransformerBlock,
+)
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mirage_env.errors import InvalidValueError
+
+
+class MemoryBlock(WanTransformerBlock):
+    """A backbone block with VACE's projections: the first block mixes the backbone's tokens in, every block gives a hint."""
+
+    def __init__(self, dim: int, ffn_dim: int, heads: int, first: bool, **options):
+        super().__init__(dim, ffn_dim, heads, **options)
+        self.proj_in = nn.Linear(dim, dim) if first else None
+        self.proj_out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, branch, tokens, text, modulation, rotary):
+        if self.proj_in is not None:
+            branch = self.proj_in(branch) + tokens
+        branch = super().forward(branch, text, modulation, rotary)
+        return branch, self.proj_out(branch)
+
+
+class OneTokenAttention(WanAttnProcessor):
+    """Cross-attention over a single token is that token's value, whatever the query: same numbers, no attention."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        if encoder_hidden_states is None or encoder_hidden_states.shape[1] != 1:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        return attn.to_out[0](attn.to_v(encoder_hidden_states))
+
+
+class MemoryTransformer(WanTransformer3DModel):
+    """A Wan transformer that reads the latent spatial memory.
+
+    `memory_layers` are the backbone layers that receive a hint (the paper: 0, 4, ..., 28). The branch embeds the readout with
+    the backbone's own patch embedding; `readout_channels` further channels of the readout (the mask first) and
+    `ray_channels` of camera rays, for all frames, come through zero-initialised embeddings of their own.
+    """
+
+    _skip_layerwise_casting_patterns = ["patch_embedding", "readout_embedding", "ray_embedding", "condition_embedder", "norm"]
+    _no_split_modules = ["WanTransformerBlock", "MemoryBlock"]
+    _repeated_blocks = ["WanTransformerBlock", "MemoryBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, ...] = (1, 2, 2),
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        in_channels: int = 48,
+        out_channels: int = 48,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 14336,
+        num_layers: int = 30,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        memory_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 28),
+        readout_channels: int = 1,
+        ray_channels: int = 0,
+        learned_text: bool = False,
+    ):
+        super().__init__(
+            tuple(patch_size),
+            num_attention_heads,
+            attention_head_dim,
+            in_channels,
+            out_channels,
+            text_dim,
+            freq_dim,
+            ffn_dim,
+            num_layers,
+            cross_attn_norm,
+            qk_norm,
+            eps,
+            image_dim,
+            added_kv_proj_dim,
+            rope_max_seq_len,
+            pos_embed_seq_len,
+        )
+        if not memory_layers or min(memory_layers) < 0 or max(memory_layers) >= num_layers:
+            raise InvalidValueError(f"memory_layers must lie between 0 and {num_layers - 1}, got {memory_layers}")
+        dim, patch = num_attention_heads * attention_head_dim, tuple(patch_size)
+        self.memory_blocks = nn.ModuleList(
+            MemoryBlock(
+                dim, ffn_dim, num_attention_heads, first=i == 0, qk_norm=qk_norm, cross_attn_norm=cross_attn_norm, eps=eps
+            )
+            for i in range(len(memory_layers))
+        )
+        self.readout_embedding = _zero_conv(readout_channels, dim, patch)
+        self.ray_embedding = _zero_conv(ray_channels, dim, patch) if ray_channels else None
+        self.null_text = nn.Parameter(torch.zeros(1, 1, text_dim)) if learned_text else None
+        for block in [*self.blocks, *self.memory_blocks]:
+            block.attn2.set_processor(OneTokenAttention())
+
+    def rotary(
+        self, times: Int[Tensor, " f"], row_shift: Int[Tensor, " f"], rows: int, columns: int
+    ) -> tuple[Float[Tensor, "1 l 1 d"], Float[Tensor, "1 l 1 d"]]:
+        """Rotary cosines and sines of every token; a negative time is the conjugate of its mirror image."""
+        device = times.device
+        grid = (len(times), rows, columns)
+        positions = (
+            times[:, None, None].expand(grid),
+            (row_shift[:, None] + torch.arange(rows, device=device))[:, :, None].expand(grid),
+            torch.arange(columns, device=device).expand(grid),
+        )
+        dims = [self.rope.t_dim, self.rope.h_dim, self.rope.w_dim]
+        tables = zip(positions, self.rope.freqs_cos.split(dims, 1), self.rope.freqs_sin.split(dims, 1), strict=True)
+        turns = [(cos[p.abs()], sin[p.abs()] * p.sign()[..., None]) for p, cos, sin in tables]
+        cosines, sines = (torch.cat(part, -1).reshape(1, -1, 1, sum(dims)) for part in zip(*turns, strict=True))
+        return cosines, sines
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Float[Tensor, "b c f h w"],
+        timestep: Float[Tensor, "b f"],
+        encoder_hidden_states: Float[Tensor, "b l d"] | None = None,
+        *,
+        readout: Float[Tensor, "b c g h w"] | None = None,
+        readout_extra: Float[Tensor, "b e g h w"] | None = None,
+        rays: Float[Tensor, "b r f h w"] | None = None,
+        references: int = 0,
+        memory_scale: float = 1.0,
+    ) -> Float[Tensor, "b c f h w"]:
+        """The network's output for every frame.
+
+        Frames are ordered [references | chunk, preceding]; `timestep` is 0 on clean ones. `readout` and `readout_extra` cover the
+        g = f - references frames after the references, which the branch does not see. Without a readout, or with
+        `memory_scale` 0, this is the plain backbone with segment-aware positions.
+        """
+        batch, _, frames, height, width = hidden_states.shape
+        patch = self.config.patch_size
+        rows, columns = height // patch[1], width // patch[2]
+        times = torch.arange(-references, frames - references, device=hidden_states.device)
+        rotary = self.rotary(times, torch.where(times < 0, rows, 0), rows, columns)
+
+        tokens = self.patch_embedding(hidden_states)
+        if self.ray_embedding is not None and rays is not None:
+            tokens = tokens + self.ray_embedding(rays)
+        tokens = tokens.flatten(2).transpose(1, 2)
+        if encoder_hidden_states is None:
+            if self.null_text is None:
+                raise InvalidValueError("this backbone has no learned null text; pass encoder_hidden_states")
+            encoder_hidden_states = self.null_text.expand(batch, -1, -1)
+        embedded, modulation, text, _ = self.condition_embedder(
+            timestep.flatten(), encoder_hidden_states, None, timestep_seq_len=frames
+        )
+        embedded, modulation = (x.repeat_interleave(rows * columns, 1) for x in (embedded, modulation.unflatten(2, (6, -1))))
+
+        hints: dict[int, Tensor] = {}
+        skip = references * rows * columns
+        if readout is not None and memory_scale:
+            branch = self.patch_embedding(readout)
+            if readout_extra is not None:
+                branch = branch + self.readout_embedding(readout_extra)
+            branch = branch.flatten(2).transpose(1, 2)
+            seen_rotary = tuple(r[:, skip:] for r in rotary)
+            for layer, block in zip(self.config.memory_layers, self.memory_blocks, strict=True):
+                branch, hint = self._run(block, branch, tokens[:, skip:], text, modulation[:, skip:], seen_rotary)
+                hints[layer] = hint if memory_scale == 1.0 else memory_scale * hint
+
+        for layer, block in enumerate(self.blocks):
+            tokens = self._run(block, tokens, text, modulation, rotary)
+            if layer in hints:
+                tokens = torch.cat([tokens[:, :skip], tokens[:, skip:] + hints[layer]], 1) if skip else tokens + hints[layer]
+
+        shift, scale = (self.scale_shift_table.unsqueeze(0) + embedded.unsqueeze(2)).unbind(2)
+        tokens = self.proj_out((self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
+        output = tokens.reshape(batch, frames // patch[0], rows, columns, *patch, -1)
+        return output.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames, height, width)
+
+    def _run(self, block: nn.Module, *inputs):
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    @classmethod
+    def from_backbone(cls, backbone: WanTransformer3DModel, memory_layers: tuple[int, ...]) -> MemoryTransformer:
+        """The paper's start: a copy of the backbone whose branch copies the backbone's blocks and adds nothing yet."""
+        options = {k: v for k, v in dict(backbone.config).items() if not k.startswith("_")}
+        model = cls(**options, memory_layers=tuple(memory_layers))
+        missing, unexpected = model.load_state_dict(backbone.state_dict(), strict=False, assign=True)
+        assert not unexpected and all(key.split(".")[0] in ("memory_blocks", "readout_embedding") for key in missing)
+        for block, layer in zip(model.memory_blocks, memory_layers, strict=True):
+            source = {key: value.clone() for key, value in backbone.blocks[layer].state_dict().items()}
+            assert all(k.startswith("proj_") for k in block.load_state_dict(source, strict=False, assign=True).missing_keys)
+        return model.train(backbone.training)
+
+
+def _zero_conv(channels: int, dim: int, patch: tuple[int, ...]) -> nn.Conv3d:
+    conv = nn.Conv3d(channels, dim, patch, patch, bias=False)
+    nn.init.zeros_(conv.weight)
+    return conv

@@ -1,0 +1,1 @@
+"""Pure functions on poses, intrinsics, depth maps and points."""

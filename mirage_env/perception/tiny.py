@@ -1,0 +1,128 @@
+"""The embedded preset's eyes: one small network for depth, sky and moving things.
+
+Next to the picture it sees, in every pixel, the viewing ray, how near the floor plane would be (a known camera height is what makes depth
+metric), and what the memory already knows of the depth there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.projection import camera_rays
+from mirage_env.types import Cameras
+
+INPUT_CHANNELS = 8
+"""RGB, ray x and y, nearness of the floor plane, nearness and mask of the memory."""
+
+
+@dataclass(frozen=True)
+class Perceived:
+    """What was seen in T pictures."""
+
+    depth_m: Float[Tensor, "T H W"]
+    sky: Bool[Tensor, "T H W"]
+    dynamic: Bool[Tensor, "T H W"]
+
+
+class Perception(Protocol):
+    """Anything that sees depth, sky and moving things in pictures."""
+
+    def __call__(
+        self,
+        images: Float[Tensor, "T 3 H W"],
+        cameras: Cameras,
+        memory_depth_m: Float[Tensor, "T h w"],
+        floor_y: float,
+    ) -> Perceived:
+        """`images` in [-1, 1]; `memory_depth_m` is the memory's readout, 0 where it shows nothing; the floor is y = `floor_y`."""
+
+
+@dataclass(frozen=True)
+class PerceptionConfig:
+    """A U-Net over 2 x 2 pixel blocks."""
+
+    widths: tuple[int, ...] = (32, 64, 96, 128)
+    blocks: int = 2
+    """Residual blocks a level."""
+    max_depth_m: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 8 or any(w % 8 for w in self.widths):
+            raise InvalidValueError(f"widths must be multiples of 8, got {self.widths}")
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
+
+
+class TinyPerception(nn.Module):
+    """Implements `Perception`; sides must be multiples of `2 ** len(widths)`."""
+
+    def __init__(self, config: PerceptionConfig):
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        self.stem = nn.Conv2d(4 * INPUT_CHANNELS, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.encoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths)
+        self.decoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths[:-1])
+        self.head = nn.Conv2d(widths[0], 4 * 3, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def logits(self, inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T 3 H W"]:
+        """Log depth (ln metres) and the logits of sky and of moving things; see `perception_inputs`."""
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        x = self.stem(F.pixel_unshuffle(inputs, 2))
+        skips = []
+        for level, block in enumerate(self.encoder):
+            x = block(x)
+            if level < len(self.down):
+                skips.append(x)
+                x = self.down[level](x)
+        for level in reversed(range(len(self.down))):
+            x = F.interpolate(self.up[level](x), scale_factor=2.0, mode="nearest") + skips[level]
+            x = self.decoder[level](x)
+        return F.pixel_shuffle(self.head(x), 2).float()
+
+    def forward(
+        self,
+        images: Float[Tensor, "T 3 H W"],
+        cameras: Cameras,
+        memory_depth_m: Float[Tensor, "T h w"],
+        floor_y: float,
+    ) -> Perceived:
+        log_depth, sky, dynamic = self.logits(perception_inputs(images, cameras, memory_depth_m, floor_y)).unbind(1)
+        depth = log_depth.exp().clamp(0.05, self.config.max_depth_m)
+        return Perceived(depth, sky > 0.0, dynamic > 0.0)
+
+
+def perception_inputs(
+    images: Float[Tensor, "T 3 H W"], cameras: Cameras, memory_depth_m: Float[Tensor, "T h w"], floor_y: float | Tensor
+) -> Float[Tensor, "T 8 H W"]:
+    """The network's channels. Nearness is 1 / metres, 0 for nothing; `floor_y` is one height, or one a frame, shape (T,)."""
+    rays = camera_rays(cameras)
+    rotation, centre = cameras.world_from_camera[:, :3, :3], cameras.world_from_camera[:, :3, 3]
+    down = torch.einsum("tj,thwj->thw", rotation[:, 1], rays)
+    height = torch.as_tensor(floor_y, dtype=centre.dtype, device=centre.device) - centre[:, 1]
+    floor = (down / height.clamp_min(0.1)[:, None, None]).clamp(0.0, 4.0)
+    seen = (memory_depth_m > 0).float()
+    memory = torch.stack([seen / memory_depth_m.clamp_min(0.25), seen], 1)
+    memory = F.interpolate(memory, size=images.shape[-2:], mode="nearest")
+    return torch.cat([images, rays[..., :2].permute(0, 3, 1, 2), floor[:, None], memory], 1).to(images.dtype)

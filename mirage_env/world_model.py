@@ -1,0 +1,374 @@
+"""The world model: one image begins a world, a path of cameras continues it. State goes in and comes out.
+
+    image -> codec.encode -> memory.write -> memory.read -> denoise -> codec.decode -> depth/masks -> memory.write -> observe
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirage_env.codec.wan import CodecConfig, WanCodec, to_float, to_uint8
+from mirage_env.config import load_config
+from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
+from mirage_env.denoise.sampler import SamplerConfig, sample
+from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.poses import check_cameras, intrinsics_from_fov
+from mirage_env.memory.alignment import align_log_scale
+from mirage_env.memory.depth_grid import depth_to_grid
+from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
+from mirage_env.memory.recall import recall
+from mirage_env.perception.tiny import Perceived, PerceptionConfig, TinyPerception
+from mirage_env.resources import WEIGHTS, sha256_of
+from mirage_env.types import Cameras, Frames, SceneSpec
+from mirage_env.weights import load_weights
+
+DEFAULT_FOV_DEG = 70.0
+"""Horizontal field of view that a picture is taken to have where nothing tells."""
+Part = TypeVar("Part", bound=nn.Module)
+_PARTS = ("codec", "perception", "denoiser")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A whole world model, as a YAML in `envs_config/` describes it."""
+
+    codec: CodecConfig
+    perception: PerceptionConfig
+    memory: MemoryConfig
+    denoiser: DenoiserConfig
+    sampler: SamplerConfig
+    keyframe_stride: int = 4
+    """Counting back from a chunk's last latent frame, every how many-th is re-encoded and written to the memory."""
+    max_keyframes: int = 64
+    """How many past keyframes stay at hand as references; the oldest go first."""
+
+    def __post_init__(self) -> None:
+        if self.codec.channels != self.denoiser.channels:
+            raise InvalidValueError(
+                f"codec and denoiser must have the same latent channels, got {self.codec.channels} and "
+                f"{self.denoiser.channels}"
+            )
+        if min(self.keyframe_stride, self.max_keyframes) < 1:
+            raise InvalidValueError("keyframe_stride and max_keyframes must be at least 1")
+
+
+@dataclass(frozen=True)
+class LatentFrames:
+    """Past latent frames with what places them in the world."""
+
+    latents: Float[Tensor, "k c h w"]
+    depth_m: Float[Tensor, "k h w"]
+    """On the latent grid; not finite where nothing static was seen."""
+    cameras: Cameras
+    """At latent resolution."""
+
+    def __getitem__(self, index: slice | Tensor) -> LatentFrames:
+        return LatentFrames(self.latents[index], self.depth_m[index], self.cameras[index])
+
+    @staticmethod
+    def cat(first: LatentFrames, second: LatentFrames) -> LatentFrames:
+        return LatentFrames(
+            torch.cat([first.latents, second.latents]),
+            torch.cat([first.depth_m, second.depth_m]),
+            Cameras.cat([first.cameras, second.cameras]),
+        )
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """Everything a world is between two chunks: a value, so that to snapshot, fork or replay it is to keep it."""
+
+    memory: MemoryState
+    history: LatentFrames
+    """The last latent frames, oldest first; the very last is the overlap frame."""
+    keyframes: LatentFrames
+    floor_y: float
+    """The floor is the plane y = floor_y."""
+    seed: int
+    frame: int
+    """Latent frames generated so far; with `seed` it decides the next noise."""
+    drift: float
+    """Mean distance, in latent units, between the last chunk and what the memory had shown it; 0 is none."""
+
+
+class WorldModel:
+    """The parts of Mirage and the order in which a chunk passes through them. Holds weights, never a world's state."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        codec: WanCodec,
+        perception: TinyPerception,
+        denoiser: Denoiser,
+        size: tuple[int, int],
+        device: torch.device | str = "cpu",
+        weights: dict[str, str] | None = None,
+    ):
+        self.preset, self.size, self.device = preset, size, torch.device(device)
+        self.latent_size = codec.latent_size(size)
+        patch = denoiser.config.patch_size
+        if any(side % patch for side in self.latent_size):
+            stride = codec.spatial_stride * patch
+            nearest = tuple(max(stride, round(side / stride) * stride) for side in size)
+            raise InvalidValueError(
+                f"the picture size must be a multiple of {stride} pixels a side, got {size[0]} x {size[1]}; "
+                f"the nearest that works is {nearest[0]} x {nearest[1]}"
+            )
+        self.codec, self.perception, self.denoiser = (
+            _for_inference(part, self.device) for part in (codec, perception, denoiser)
+        )
+        self.memory = LatentMemory(preset.memory)
+        self.weights = weights or {}
+        """sha256 of every part's file; empty for parts that were not loaded from one."""
+
+    @property
+    def temporal_stride(self) -> int:
+        return self.codec.temporal_stride
+
+    @torch.inference_mode()
+    def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, WorldState]:
+        """The given picture as the first frame, and a world that remembers it.
+
+        Raises `InvalidValueError` where the picture is missing or not of the model's size.
+        """
+        if scene.image is None:
+            raise InvalidValueError("a generated world begins with a picture, got none; pass image=")
+        if scene.image.shape != (*self.size, 3):
+            raise InvalidValueError(
+                f"the first picture must be {self.size[0]} x {self.size[1]} x 3, got {scene.image.shape}; "
+                "mirage_env.load_image(path, size) scales one"
+            )
+        camera = Cameras(scene.world_from_camera[None].float(), scene.intrinsics_px[None].float(), self.size)
+        camera = check_cameras(camera).to(self.device)
+        rgb = torch.from_numpy(np.array(scene.image))[None].to(self.device)
+        floor_y = float(scene.camera_height_m)
+        with self._precision():
+            images = to_float(rgb)
+            latents = self.codec.encode(images).float()
+            seen = self.perception(images, camera, images.new_zeros(1, *self.latent_size), floor_y)
+        memory = self.memory.empty(self.codec.channels, self.device)
+        first, memory = self._remember(memory, latents, seen, camera)
+        state = WorldState(memory, first, first, floor_y, seed, frame=0, drift=0.0)
+        remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
+        return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
+
+    @torch.inference_mode()
+    def advance(self, state: WorldState, cameras: Cameras) -> tuple[Frames, WorldState]:
+        """One chunk (Algorithm 1): `temporal_stride` frames a latent frame, at the given pixel-resolution cameras.
+
+        Raises `InvalidValueError` where the number of cameras is not a positive multiple of `temporal_stride`, their size
+        is not the model's, or a pose is not rigid.
+        """
+        cameras = self._checked(cameras)
+        stride = self.temporal_stride
+        targets = cameras.resized(self.latent_size)[stride - 1 :: stride]
+        condition = self._condition(state, targets)
+        with self._precision():
+            latents = sample(self.denoiser, condition, self._noise(state, condition), self.preset.sampler)
+            images = self.codec.decode_after(state.history.latents[-1:][None], latents)[0]
+        latents = latents[0].float()
+        rgb = to_uint8(images)
+        images = to_float(rgb)  # what an observer gets is what is seen and remembered
+
+        shown = self.memory.read(state.memory, cameras.resized(self.latent_size))
+        with self._precision():
+            seen = self.perception(images, cameras, shown.depth_m, state.floor_y)
+        scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
+        seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
+
+        keys = torch.arange(len(targets) - 1, -1, -self.preset.keyframe_stride, device=self.device).flip(0)
+        pixels = keys * stride + stride - 1
+        with self._precision():
+            clean = self.codec.encode(images[pixels]).float()
+        chosen = Perceived(seen.depth_m[pixels], seen.sky[pixels], seen.dynamic[pixels])
+        written, memory = self._remember(state.memory, clean, chosen, cameras[pixels])
+
+        visible = shown.visible[stride - 1 :: stride]
+        moved = (latents - condition.base[0]).abs().mean(1)[visible]
+        recent = LatentFrames(latents, latents.new_full(latents[:, 0].shape, torch.nan), targets)
+        history = LatentFrames.cat(LatentFrames.cat(state.history, recent[:-1]), written[-1:])
+        after = WorldState(
+            memory=memory,
+            history=history[-1 - self.denoiser.config.preceding :],
+            keyframes=LatentFrames.cat(state.keyframes, written)[-self.preset.max_keyframes :],
+            floor_y=state.floor_y,
+            seed=state.seed,
+            frame=state.frame + len(targets),
+            drift=float(moved.mean()) if len(moved) else 0.0,
+        )
+        return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, shown.visible, cameras), after
+
+    @torch.inference_mode()
+    def draft(self, state: WorldState, cameras: Cameras) -> Frames:
+        """What the memory alone shows to the cameras, decoded as it is; holes are filled from the last frame."""
+        cameras = self._checked(cameras)
+        shown = self.memory.read(state.memory, cameras.resized(self.latent_size))
+        last = state.history.latents[-1:]
+        latents = torch.where(shown.visible[:, None], shown.tokens, last)
+        with self._precision():
+            rgb = to_uint8(self.codec.decode(latents[:, None])[:, 0])
+        far = torch.nan_to_num(state.keyframes.depth_m[-1], nan=self.perception.config.max_depth_m)
+        depth = torch.where(shown.visible, shown.depth_m, far)
+        depth = F.interpolate(depth[:, None], size=self.size, mode="nearest")[:, 0]
+        nothing = torch.zeros_like(depth, dtype=torch.bool)
+        return Frames(rgb, depth, nothing, nothing, shown.visible, cameras)
+
+    def stats(self, state: WorldState) -> dict[str, Any]:
+        """What a world holds: points and bytes of its memory, and its drift score."""
+        return {"memory_points": len(state.memory), "memory_bytes": state.memory.nbytes, "drift": state.drift}
+
+    def _condition(self, state: WorldState, targets: Cameras) -> ChunkCondition:
+        """Readout, overlap, preceding and reference frames of the next chunk."""
+        history = state.history
+        views = Cameras.cat([history.cameras[-1:], targets, history.cameras[:-1]])
+        readout = self.memory.read(state.memory, views)
+        keyframes = state.keyframes[:-1]  # the last keyframe is the overlap frame itself
+        chosen = recall(keyframes.depth_m, keyframes.cameras, targets, self.denoiser.config.references)
+        references = keyframes[chosen]
+        return make_condition(
+            readout, targets, history.latents, history.cameras, references.latents, references.cameras
+        )
+
+    def _noise(self, state: WorldState, condition: ChunkCondition) -> Float[Tensor, "1 n c h w"]:
+        """A pure function of the world's seed and of how far it has come, the same on every device."""
+        words = np.random.SeedSequence([state.seed, state.frame]).generate_state(2)
+        generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+        shape = (1, int(condition.noisy.sum()), *condition.clean.shape[2:])
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def _remember(
+        self, memory: MemoryState, latents: Float[Tensor, "k c h w"], seen: Perceived, cameras: Cameras
+    ) -> tuple[LatentFrames, MemoryState]:
+        """Writes keyframes (Eq. 6): sky and moving things stay out."""
+        valid = ~(seen.sky | seen.dynamic)
+        depth = depth_to_grid(seen.depth_m, valid, self.latent_size, self.preset.memory.depth_downsample)
+        frames = LatentFrames(latents, depth, cameras.resized(self.latent_size))
+        return frames, self.memory.write(memory, latents, seen.depth_m, valid, cameras)
+
+    def _checked(self, cameras: Cameras) -> Cameras:
+        if len(cameras) == 0 or len(cameras) % self.temporal_stride:
+            raise InvalidValueError(
+                f"a chunk needs a positive multiple of {self.temporal_stride} cameras, got {len(cameras)}"
+            )
+        if tuple(cameras.size) != self.size:
+            raise InvalidValueError(f"cameras must be of size {self.size}, got {tuple(cameras.size)}")
+        return check_cameras(cameras).to(self.device)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _for_inference(part: Part, device: torch.device) -> Part:
+    """Frozen, on its device, and with matrix weights rounded once to what autocast would round them to at every call."""
+    part = part.to(device).eval().requires_grad_(False)
+    if _has_fast_bf16(device):
+        for module in part.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+                module.to(torch.bfloat16)
+    return part
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is CUDA where there is one; raises `InvalidValueError` for a device that this machine lacks."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InvalidValueError(f'device must be auto, cpu or an available cuda, got "{device}"; use cpu')
+    return torch.device(device)
+
+
+def load_world(preset: str = "mirage-tiny", size: tuple[int, int] = (128, 128), device: str = "auto") -> WorldModel:
+    """The preset's world model with its weights; one a process for the same arguments.
+
+    `preset` is a name in `envs_config/` or the path of a YAML; `size` is (H, W). Raises `UnknownNameError`, `InvalidValueError` or
+    `WeightsError`, each in one sentence.
+    """
+    return _load_world(str(preset), tuple(size), str(resolve_device(device)))
+
+
+@lru_cache(maxsize=4)
+def _load_world(preset: str, size: tuple[int, int], device: str) -> WorldModel:
+    config = load_config(preset, Preset)
+    folder = WEIGHTS / Path(preset).stem
+    files = {part: folder / f"{part}.safetensors" for part in _PARTS}
+    codec, denoiser = WanCodec(config.codec), Denoiser(config.denoiser)
+    perception = TinyPerception(config.perception)
+    load_weights(files["codec"], codec, "codec")
+    hashes = {part: sha256_of(path) for part, path in files.items() if path.exists()}
+    load_weights(files["perception"], perception, "perception")
+    load_weights(files["denoiser"], denoiser, "denoiser", codec_hash=hashes["codec"])
+    return WorldModel(config, codec, perception, denoiser, size, device, hashes)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A walk through a world: its first frame, then the generated ones, and what made them."""
+
+    frames: Frames
+    metadata: dict[str, Any]
+
+
+def generate(
+    image: str | Path | UInt8[np.ndarray, "H W 3"],
+    cameras: Cameras | Float[np.ndarray, "T 4 4"],
+    *,
+    preset: str = "mirage-tiny",
+    size: tuple[int, int] = (128, 128),
+    chunk: int = 8,
+    seed: int = 0,
+    fov_deg: float | Literal["auto"] = "auto",
+    camera_height_m: float = 1.2,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Episode:
+    """Walks through a picture without gym.
+
+    `cameras` are the T cameras after the first one, which is the picture's own, level at the world's origin; an array of
+    world_from_camera poses shares the picture's intrinsics. `chunk` latent frames are generated together. `progress(done, total)`
+    is called after every chunk. The last chunk is shorter where `chunk` does not divide T.
+    """
+    from mirage_env.images import load_image
+
+    if chunk < 1:
+        raise InvalidValueError(f"chunk must be at least 1, got {chunk}")
+    loaded = load_image(image, size)
+    model = load_world(preset, size, device)
+    fov = (loaded.fov_deg or DEFAULT_FOV_DEG) if fov_deg == "auto" else float(fov_deg)
+    intrinsics = intrinsics_from_fov(float(np.radians(fov)), size)
+    if not isinstance(cameras, Cameras):
+        poses = torch.as_tensor(np.asarray(cameras), dtype=torch.float32)
+        if poses.ndim != 3 or poses.shape[1:] != (4, 4):
+            raise InvalidValueError(f"cameras must be poses of shape (T, 4, 4), got {tuple(poses.shape)}")
+        cameras = Cameras(poses, intrinsics.expand(len(poses), 3, 3), size)
+    first, state = model.begin(SceneSpec(torch.eye(4), intrinsics, camera_height_m, loaded.rgb), seed)
+    frames, step = [first], chunk * model.temporal_stride
+    for start in range(0, len(cameras), step):
+        chunk_frames, state = model.advance(state, cameras[start : start + step])
+        frames.append(chunk_frames)
+        if progress is not None:
+            progress(min(start + step, len(cameras)), len(cameras))
+    metadata = {
+        "preset": preset,
+        "weights_sha256": model.weights,
+        "seed": seed,
+        "chunk": chunk,
+        "fov_deg": fov,
+        "camera_height_m": camera_height_m,
+    }
+    return Episode(Frames.cat(frames), metadata | model.stats(state))
