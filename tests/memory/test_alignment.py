@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+
+from mirage_env.errors import InvalidValueError
+from mirage_env.memory.alignment import align_log_scale
+
+
+def world(frames: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """A smooth depth map at 32 x 32, and the same at the centres of an 8 x 8 grid."""
+    v = torch.arange(32) + 0.5
+    depth = (20.0 / (4 + 0.1 * v))[None, :, None].expand(frames, 32, 32).contiguous()
+    return depth, depth.view(frames, 8, 4, 8, 4)[:, :, 1:3, :, 1:3].mean((2, 4))
+
+
+def everywhere(depth: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(depth, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("scale", [0.85, 1.0, 1.1])
+def test_a_known_scale_is_recovered(scale: float) -> None:
+    depth, remembered = world()
+    assert align_log_scale(depth / scale, everywhere(depth), remembered) == pytest.approx(math.log(scale), abs=1e-5)
+
+
+def test_at_pixel_resolution_too() -> None:
+    depth, _ = world()
+    assert align_log_scale(depth / 1.1, everywhere(depth), depth) == pytest.approx(math.log(1.1), abs=1e-5)
+
+
+def test_a_third_of_the_cells_may_lie() -> None:
+    depth, remembered = world()
+    remembered[:, :, :2] = 0.3
+    remembered[:, :, 2] *= 9.0
+    assert align_log_scale(depth / 1.1, everywhere(depth), remembered) == pytest.approx(math.log(1.1), abs=0.02)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(3.0, 0.2), (0.3, -0.2)])
+def test_the_answer_is_clamped(scale: float, expected: float) -> None:
+    depth, remembered = world()
+    assert align_log_scale(depth / scale, everywhere(depth), remembered) == pytest.approx(expected)
+    assert align_log_scale(depth / scale, everywhere(depth), remembered, limit=0.1) == pytest.approx(expected / 2)
+
+
+@pytest.mark.parametrize(("cells", "changed"), [(12, False), (13, True)])
+def test_too_little_overlap_changes_nothing(cells: int, changed: bool) -> None:
+    """Ten percent of 2 x 8 x 8 cells are 12.8."""
+    depth, remembered = world()
+    remembered.view(-1)[cells:] = 0.0
+    assert (align_log_scale(depth / 1.1, everywhere(depth), remembered) != 0.0) == changed
+
+
+def test_masked_and_edge_cells_have_no_say() -> None:
+    depth, remembered = world()
+    predicted, valid = depth / 1.1, everywhere(depth)
+    predicted[:, :, 12:] = 0.7  # wrong for five cells of eight: a moving thing
+    valid[:, :, 12:] = False
+    predicted[:, :, 10] = 0.7  # and a jump inside the third column
+    assert align_log_scale(predicted, valid, remembered) == pytest.approx(math.log(1.1), abs=1e-5)
+
+
+def test_nothing_remembered() -> None:
+    depth, remembered = world()
+    assert align_log_scale(depth, everywhere(depth), torch.zeros_like(remembered)) == 0.0
+    assert align_log_scale(depth[:0], everywhere(depth[:0]), remembered[:0]) == 0.0
+
+
+def test_frames_must_match() -> None:
+    depth, remembered = world()
+    with pytest.raises(InvalidValueError, match="2 depth maps cannot be aligned to 1 read-outs"):
+        align_log_scale(depth, everywhere(depth), remembered[:1])
