@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mirage_env.envs.registration import register_all
+
 if TYPE_CHECKING:
     from mirage_env.errors import MirageError as MirageError
     from mirage_env.images import builtin_image as builtin_image
@@ -53,3 +55,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
+
+
+register_all()

@@ -66,7 +66,7 @@ def demo(
         episode.frames,
         {**episode.metadata, "image": source.source, "image_sha256": source.sha256, "trajectory": trajectory},
         title=f"{Path(image).stem}: a {trajectory} of {frames} frames",
-        subtitle=f"{preset}, {height_width[0]} x {height_width[1]}, seed {seed}. The first column is the picture itself.",
+        subtitle=f"{preset}, {height_width[0]} x {height_width[1]}, seed {seed}; frame 0 is the picture itself",
     )
     out.print(f"{frames} frames in {meter.seconds:.1f} s: {meter.rate:.1f} frames a second once running\n")
     for file in files:
@@ -91,10 +91,8 @@ def info() -> None:
     from mirage_env.images import builtin_names
     from mirage_env.resources import revision
 
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"cpu, {torch.get_num_threads()} threads"
+    cpu = f"cpu, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     table = Table.grid(padding=(0, 3))
     table.add_column(style="bold", no_wrap=True)
     table.add_row("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))

@@ -9,7 +9,8 @@ import random
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 from jaxtyping import install_import_hook
 
-install_import_hook("mirage_env", "beartype.beartype")
+# An int may stand where a float is expected, as in Python's own rules for type checkers.
+install_import_hook("mirage_env", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import numpy as np
 import pytest

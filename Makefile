@@ -1,0 +1,56 @@
+# make demo [IMAGE=my.jpg] [OUT=folder]   an image becomes a walk: video, depth, poses and a contact sheet
+# make test                               lint, types and tests
+# Both set up .venv by themselves, once. PYTHON=python3.12 chooses the interpreter.
+
+VENV ?= .venv
+OUT ?= mirage-out
+PY := $(VENV)/bin/python
+# Without an NVIDIA GPU, Linux would otherwise download gigabytes of CUDA libraries that nothing uses.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: help demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+demo: $(VENV)/.core
+	@$(VENV)/bin/mirage-env demo $(if $(IMAGE),--image "$(IMAGE)") --out "$(OUT)"
+
+test: lint
+	@$(PY) -m pytest
+
+lint: $(VENV)/.dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(VENV)/.dev
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define install
+@echo "Installing $(1) into $(VENV) (once; a few minutes)"
+@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && ! $(PY) -c "import torch" 2>/dev/null \
+	&& $(PY) -c "import urllib.request as r; r.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=5)" 2>/dev/null; then \
+	$(PY) -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' constraints.txt)"; fi
+@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(1)"
+endef
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(PY)
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(PY)
+	$(call install,.[dev])
+	@touch $@ $(VENV)/.core
+
+$(PY):
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+		if $$python -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" 2>/dev/null; then \
+			echo "Making $(VENV) with $$($$python --version)"; exec $$python -m venv "$(VENV)"; fi; done; \
+	echo "Mirage env needs Python 3.11, 3.12 or 3.13 and found none; install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1
