@@ -15,9 +15,9 @@ from mirage_env.types import Cameras, Readout
 
 _NONE = torch.iinfo(torch.int64).max
 _ROW = (1 << 32) - 1
-# View-point pairs projected at a time. On a CPU the intermediate results then stay in the cache, which is worth 3x at
-# 300,000 points; a GPU wants few launches and only has to keep its memory bounded.
-_PAIRS_CPU, _PAIRS_GPU = 1 << 15, 1 << 24
+# View-point pairs projected at a time. On a CPU the intermediate results then stay in the cache (3x at 300,000 points);
+# a GPU wants few launches and only has to keep its memory bounded.
+_PAIRS_CPU, _PAIRS_GPU = 1 << 16, 1 << 24
 
 
 def splat(

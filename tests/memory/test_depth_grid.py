@@ -105,5 +105,5 @@ def test_grids_that_do_not_divide(grid: tuple[int, int]) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_method() -> None:
     depth = torch.ones(1, 4, 4)
-    with pytest.raises(UnknownNameError, match='unknown depth_downsample "bilinar"; .* did you mean "bilinear"'):
+    with pytest.raises(UnknownNameError, match=r'unknown depth_downsample "bilinar"; .* did you mean "bilinear"'):
         depth_to_grid(depth, everywhere(depth), (2, 2), "bilinar")  # type: ignore[arg-type]
