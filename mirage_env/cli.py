@@ -17,8 +17,9 @@ from rich.markup import escape
 from mirage_env.errors import InvalidValueError, MirageError
 
 app = typer.Typer(
-    help="One image in, a persistent 3D-consistent world out. Start with: [bold]mirage-env demo[/]",
+    help="One image in, a persistent 3D-consistent world out.\n\nStart with: [bold]mirage-env demo[/]",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -115,21 +116,19 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _weights_lines() -> list[str]:
-    """One line a file: size, hash, and what its header says about it."""
-    from safetensors import SafetensorError, safe_open
-
+    """One line a file: size, hash, and the short entries of its card."""
     from mirage_env.resources import WEIGHTS, sha256_of
+    from mirage_env.weights import read_card
 
     lines = []
-    for path in sorted(WEIGHTS.glob("*.safetensors")):
+    for path in sorted(WEIGHTS.rglob("*.safetensors")):
         try:
-            with safe_open(path, framework="numpy") as file:
-                header = file.metadata() or {}
-        except SafetensorError:
-            header = {"damaged": "cannot be read; install the package anew"}
-        about = "; ".join(f"{key} {value}" for key, value in sorted(header.items()) if len(value) <= 80)
+            card = read_card(path)
+            about = ", ".join(f"{key} {value}" for key, value in card.items() if isinstance(value, (str, int, float)))
+        except MirageError as error:
+            about = str(error)
         lines.append(
-            f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(path)[:12]}  {about}".rstrip()
+            f"{path.relative_to(WEIGHTS)}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(path)[:12]}; {about}"
         )
     return lines or ["none"]
 

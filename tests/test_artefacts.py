@@ -44,7 +44,8 @@ def test_a_walk_reads_back(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     assert {file.name for file in files} == {file.name for file in folder.iterdir()} == FILES
 
-    depth = np.load(folder / "depth.npz")
+    with np.load(folder / "depth.npz") as file:
+        depth = dict(file)
     assert depth["depth_m"].dtype == np.float32
     assert depth["depth_valid"].dtype == bool
     expected = np.ones((10, 32, 48), bool)
@@ -62,7 +63,8 @@ def test_a_walk_reads_back(tmp_path: Path) -> None:
     assert metadata["seed"] == 7
     assert metadata["frames"] == 10
     assert metadata["versions"]["torch"] == torch.__version__
-    assert Image.open(folder / "contact_sheet.png").width > 1000
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.width > 1000
 
     reader = imageio_ffmpeg.read_frames(str(folder / "rgb.mp4"))
     about = next(reader)
