@@ -129,7 +129,7 @@ def moved(pose: Pose, motion: Motion, pitch_limit: float = PITCH_LIMIT["free"]) 
 
 
 def between(start: Pose, end: Pose, count: int) -> tuple[Pose, ...]:
-    """`count` poses evenly on the way from `start` (not included) to `end` (included, exactly); turns go the short way."""
+    """`count` poses evenly from `start` (not included) to `end` (included, exactly); turns go the short way."""
     steps = [b - a for a, b in zip(start, end, strict=True)]
     steps[3], steps[5] = _wrapped(steps[3]), _wrapped(steps[5])
     way = (Pose(*(a + step * k / count for a, step in zip(start, steps, strict=True))) for k in range(1, count))
@@ -144,7 +144,7 @@ def world_from_camera(poses: Sequence[Pose]) -> Float[Tensor, "V 4 4"]:
 
 
 def pose_from_matrix(transform: Float[Tensor, "4 4"]) -> Pose:
-    """The inverse of `world_from_camera` for one rigid transform; exact but for float rounding while |pitch| < 90 degrees."""
+    """The inverse of `world_from_camera` for one rigid transform, while |pitch| < 90 degrees."""
     m = transform.double().tolist()
     return Pose(
         x=m[0][3],
@@ -156,7 +156,7 @@ def pose_from_matrix(transform: Float[Tensor, "4 4"]) -> Pose:
     )
 
 
-def pose_from_up(up: Sequence[float]) -> Pose:
+def pose_from_up(up: Sequence[float] | np.ndarray) -> Pose:
     """The first camera of a world: at the origin, heading along +z, tilted so that `up` (camera coordinates) is up.
 
     (0, -1, 0) is a level camera. Raises InvalidValueError for a vector that is not finite, zero, or along the view.

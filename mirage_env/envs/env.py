@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -54,10 +54,11 @@ class Episode:
 class WalkEnv(gym.Env[Any, Any], EzPickle):
     """A camera walks through `world`; a subclass says where an episode begins.
 
-    Time. One step is one latent frame. With `chunk=1` every observation is generated. With `chunk=n` the world is asked
-    once in n steps for the frames of all of them, which is cheaper; in between, `feedback="draft"` shows a cheap picture
-    of the new pose from the memory alone and `"hold"` the last frame, and `info["generated"]` is False. Termination,
-    truncation and `reset` generate what is left, so that the last observation of an episode is always generated.
+    Time. One step is one latent frame. With `chunk=1` every observation is generated. With `chunk=n` the world is
+    asked once in n steps for the frames of all of them, which is cheaper; in between, `feedback="draft"` shows a cheap
+    picture of the new pose from the memory alone and `"hold"` the last frame, and `info["generated"]` is False.
+    Termination, truncation and `reset` generate what is left, so that the last observation of an episode is always
+    generated.
 
     Args:
         world: what turns cameras into frames.
@@ -89,7 +90,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         *,
         fov_deg: float | str = "auto",
         intrinsics: Any = None,
-        up: Sequence[float] | str = "auto",
+        up: Sequence[float] | np.ndarray | str = "auto",
         camera_height_m: float = 1.2,
         action_mode: str = "planar",
         step_m: float = 0.25,
@@ -128,7 +129,11 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         self.camera_height_m = _number("camera_height_m", camera_height_m, 0.05, 100.0)
         self.chunk = _count("chunk", chunk)
         self.max_episode_steps = None if max_episode_steps is None else _count("max_episode_steps", max_episode_steps)
-        self.start = actions.pose_from_up((0.0, -1.0, 0.0) if isinstance(up, str) and up == "auto" else up)  # type: ignore[arg-type]
+        if isinstance(up, str):
+            if up != "auto":
+                raise InvalidValueError(f'up must be "auto" or a vector in camera axes, got "{up}"')
+            up = (0.0, -1.0, 0.0)
+        self.start = actions.pose_from_up(up)
         self._intrinsics = None if intrinsics is None else _check_intrinsics(intrinsics)
         self._fov_deg = None if fov_deg == "auto" else _number("fov_deg", fov_deg, 1.0, 170.0)
 
@@ -136,7 +141,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         self._closed = False
         self._untaken = Untaken()
 
-    # ---- where an episode begins -------------------------------------------------------------------------------------
+    # ---- where an episode begins ------------------------------------------------------------------------------------
 
     def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
         """The scene of a new episode and what `info` says about it; random choices come from `np_random`."""
@@ -147,7 +152,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         return actions.world_from_camera([self.start])[0]
 
     def lens(self, fov_deg: float | None = None) -> tuple[Float[Tensor, "3 3"], dict[str, Any]]:
-        """K for a picture whose own horizontal field of view is `fov_deg` (None: unknown), and what `info` says of it."""
+        """K for a picture whose own horizontal field of view may be known, and what `info` says of it."""
         if self._intrinsics is not None:
             intrinsics, source = self._intrinsics.clone(), "intrinsics"
         else:
@@ -158,35 +163,36 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         return intrinsics, {"fov_deg": fov, "fov_source": source}
 
     def move(self, episode: Episode, target: tuple[float, float]) -> tuple[float, float]:
-        """Where the body gets to on its level way to `target` (x, z): by default as the map of what was generated says."""
+        """How far the body gets on its level way to `target` (x, z), by the map of what was generated."""
         return episode.occupancy.move((episode.pose.x, episode.pose.z), target, self.collision)
 
-    # ---- Gymnasium -----------------------------------------------------------------------------------------------------
+    # ---- Gymnasium --------------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode; `options["world_from_camera"]` (4, 4) starts it at another pose of the same scene."""
-        if self._closed:
-            raise ClosedEnvironmentError("reset() was called after close(); make a new environment")
         super().reset(seed=seed)
         options = options or {}
         for name in options:
             if name not in self.reset_options:
                 raise UnknownNameError("reset option", name, self.reset_options)
-        if self._episode is not None and self._episode.pending:
-            self._generated(self._episode)
-        self._untaken.begin_episode()
-
         scene, about = self.scene(options)
+        start = options.get("world_from_camera")
+        if start is not None:
+            start = _check_pose(start, scene.intrinsics_px, self.world.size)
+        if self._episode is not None and self._episode.pending:
+            self._episode, _ = self._generated(self._episode)
+
+        self._closed = False
         frames, state = self.world.begin(scene, int(self.np_random.integers(2**31)))
+        frames = _on_cpu(frames)
+        self._untaken.begin_episode()
         self._untaken.keep(frames)
         occupancy = Occupancy.empty(scene.camera_height_m).seen(frames)
         episode = Episode(scene, about, state, self.start, (), frames[-1:], occupancy, task=None)
-        if options.get("world_from_camera") is not None:
-            start = _check_pose(options["world_from_camera"], scene.intrinsics_px, self.world.size)
-            episode, frames = self._generated(
-                replace(episode, pose=start, pending=((start,) * self.world.temporal_stride,))
-            )
-        moment = self._moment(episode, episode.pose, None, frames, episode.occupancy.known_voxels, False)
+        if start is not None:
+            way = (start,) * self.world.temporal_stride
+            episode, frames = self._generated(replace(episode, pose=start, pending=(way,)))
+        moment = _moment(episode, episode, None, frames)
         self._episode = replace(episode, task=self.task.begin(moment, self.np_random))
         return self._observe(self._episode, moment), self._info(self._episode, moment, {})
 
@@ -196,38 +202,27 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         motion = actions.motion_from_action(action, self.action_mode, self.step_m, self.turn_rad)
         wanted = actions.moved(before.pose, motion, actions.PITCH_LIMIT[self.action_mode])
         reached = self._reached(before, wanted)
-        collided = reached != wanted
-        way = actions.between(before.pose, reached, self.world.temporal_stride)
         episode = replace(
             before,
             pose=reached,
-            pending=(*before.pending, way),
+            pending=(*before.pending, actions.between(before.pose, reached, self.world.temporal_stride)),
             steps=before.steps + 1,
-            collisions=before.collisions + collided,
+            collisions=before.collisions + (reached != wanted),
         )
 
         truncated = self.max_episode_steps is not None and episode.steps >= self.max_episode_steps
-        frames = None
-        if truncated or len(episode.pending) >= self.chunk:
-            episode, frames = self._generated(episode)
-        new_voxels = episode.occupancy.known_voxels - before.occupancy.known_voxels
-        moment = self._moment(episode, before.pose, action, frames, new_voxels, collided)
-        verdict = self.task.judge(before.task, moment)
+        due = truncated or len(episode.pending) >= self.chunk
+        episode, moment, verdict = self._judged(before, episode, action, due)
         terminated = bool(verdict.terminated)
-        if terminated and episode.pending:
-            episode, frames = self._generated(episode)
-            new_voxels = episode.occupancy.known_voxels - before.occupancy.known_voxels
-            moment = self._moment(episode, before.pose, action, frames, new_voxels, collided)
-            verdict = self.task.judge(before.task, moment)
-        elif episode.pending and self.feedback == "draft":
-            episode = replace(episode, shown=self.world.draft(episode.world, self._cameras(episode, [reached])))
+        if terminated and not due:
+            episode, moment, verdict = self._judged(before, episode, action, True)
+        elif not due and self.feedback == "draft":
+            draft = self.world.draft(episode.world, self._cameras(episode, [reached]))
+            episode = replace(episode, shown=_on_cpu(draft))
 
-        reward = float(verdict.reward)
-        if not math.isfinite(reward):
-            raise InvalidValueError(f"{type(self.task).__name__} gave the reward {reward}; rewards must be finite")
         self._episode = replace(episode, task=verdict.state, over=terminated or truncated)
         info = self._info(self._episode, moment, verdict.terms)
-        return self._observe(self._episode, moment), reward, terminated, truncated, info
+        return self._observe(self._episode, moment), float(verdict.reward), terminated, truncated, info
 
     def render(self) -> Any:
         """The frame on show: uint8 (H, W, 3), or float32 (H, W) metres of depth; None without a render mode."""
@@ -240,12 +235,12 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         return observations.depth_m(shown, self.depth_range_m)
 
     def close(self) -> None:
-        """Drops the episode; only `reset` and `step` mind."""
+        """Drops the episode and all that was kept; only `reset` works from here."""
         self._episode = None
         self._untaken = Untaken()
         self._closed = True
 
-    # ---- beyond Gymnasium ------------------------------------------------------------------------------------------------
+    # ---- beyond Gymnasium -------------------------------------------------------------------------------------------
 
     @property
     def occupancy(self) -> Occupancy:
@@ -274,7 +269,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         return self._begun("snapshot"), dict(self.np_random.bit_generator.state)
 
     def restore(self, snapshot: tuple[Episode, dict[str, Any]]) -> None:
-        """Goes back to a snapshot of this or an equal environment; what follows is as it was, random numbers included."""
+        """Goes back to a snapshot of this or an equal environment; what follows repeats, random numbers included."""
         self._episode, self.np_random.bit_generator.state = snapshot
         self._untaken = Untaken()
 
@@ -287,13 +282,12 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
 
     _PICKLED = ("spec", "max_episode_steps", "_np_random", "_np_random_seed", "_episode", "_closed")
 
-    # ---- the parts of a step ---------------------------------------------------------------------------------------------
+    # ---- the parts of a step ----------------------------------------------------------------------------------------
 
     def _begun(self, what: str) -> Episode:
-        if self._closed:
-            raise ClosedEnvironmentError(f"{what} was used after close(); make a new environment")
         if self._episode is None:
-            raise ResetNeeded(f"{what} was used before reset(); call reset() first")
+            when = "after close()" if self._closed else "before reset()"
+            raise ResetNeeded(f"{what} was used {when}; call reset() first")
         return self._episode
 
     def _running(self, what: str) -> Episode:
@@ -303,7 +297,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         return episode
 
     def _reached(self, episode: Episode, wanted: Pose) -> Pose:
-        """The pose that collisions leave of the wanted one: level motion by `move`, and the camera stays above the floor."""
+        """What collisions leave of the wanted pose: level motion by `move`, and the camera stays above the floor."""
         if self.collision == "none":
             return wanted
         x, z = self.move(episode, (wanted.x, wanted.z))
@@ -318,26 +312,34 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """The episode with nothing pending, and the frames that took."""
         poses = [pose for way in episode.pending for pose in way]
         frames, state = self.world.advance(episode.world, self._cameras(episode, poses))
+        frames = _on_cpu(frames)
         self._untaken.keep(frames)
         observed = frames[len(episode.pending[0]) - 1 :: len(episode.pending[0])]
         occupancy = episode.occupancy.seen(observed)
         return replace(episode, world=state, pending=(), shown=frames[-1:], occupancy=occupancy), frames
 
-    def _moment(
-        self, episode: Episode, previous: Pose, action: Any, frames: Frames | None, new_voxels: int, collided: bool
-    ) -> tasks.Moment:
-        return tasks.Moment(
-            episode.steps, action, previous, episode.pose, collided, frames, episode.occupancy, new_voxels
-        )
+    def _judged(
+        self, before: Episode, episode: Episode, action: Any, generate: bool
+    ) -> tuple[Episode, tasks.Moment, tasks.Verdict]:
+        """The episode, with what is pending generated if that is asked for, and what the task says of it."""
+        frames = None
+        if generate:
+            episode, frames = self._generated(episode)
+        moment = _moment(before, episode, action, frames)
+        verdict = self.task.judge(before.task, moment)
+        if not math.isfinite(verdict.reward):
+            raise InvalidValueError(f"the task {type(self.task).__name__} gave a reward that is not finite")
+        return episode, moment, verdict
 
     def _observe(self, episode: Episode, moment: tasks.Moment) -> Any:
+        goal = getattr(self.task, "goal", None)
         view = observations.View(
             frame=episode.shown,
             pose=episode.pose,
             intrinsics_px=episode.scene.intrinsics_px.numpy(),
             depth_range_m=self.depth_range_m,
             chunk_share=len(episode.pending) / self.chunk,
-            goal=self.task.goal(episode.task, moment) if "goal" in observations.parse_names(self.obs) else None,
+            goal=goal(episode.task, moment) if goal and "goal" in observations.parse_names(self.obs) else None,
         )
         return observations.observe(self.obs, view)
 
@@ -357,6 +359,27 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             "reward_terms": {name: float(value) for name, value in terms.items()},
             **episode.about,
         }
+
+
+def _moment(before: Episode, episode: Episode, action: Any, frames: Frames | None) -> tasks.Moment:
+    return tasks.Moment(
+        step=episode.steps,
+        action=action,
+        previous=before.pose,
+        pose=episode.pose,
+        collided=episode.collisions > before.collisions,
+        frames=frames,
+        occupancy=episode.occupancy,
+        new_voxels=episode.occupancy.known_voxels - before.occupancy.known_voxels,
+    )
+
+
+def _on_cpu(frames: Frames) -> Frames:
+    return (
+        frames
+        if frames.rgb.device.type == "cpu"
+        else Frames(**{f.name: getattr(frames, f.name).to("cpu") for f in fields(frames)})
+    )
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:

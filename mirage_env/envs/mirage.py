@@ -45,25 +45,27 @@ class MirageEnv(WalkEnv):
         device: str = "auto",
         **walk: Any,
     ):
-        from mirage_env.images import builtin_image, load_image
+        from mirage_env.images import DEFAULT_IMAGE, load_image
         from mirage_env.world_model import load_world
 
+        size = (size[0], size[1])  # a list, where it comes from YAML
         EzPickle.__init__(self, image, images, preset=preset, prompt=prompt, size=size, device=device, **walk)
         if image is not None and images is not None:
             raise InvalidValueError("give either image or images, not both")
         self.prompt = prompt
-        self.pool = [image] if image is not None else [builtin_image()] if images is None else picture_pool(images)
+        self.pool = [image] if image is not None else [DEFAULT_IMAGE] if images is None else picture_pool(images)
         WalkEnv.__init__(self, load_world(preset, size, device), **walk)
-        if len(self.pool) == 1:
-            load_image(self.pool[0], size)  # a picture that cannot be read should fail here, not at the first reset
+        self._only = load_image(self.pool[0], self.world.size) if len(self.pool) == 1 else None
 
     def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
         from mirage_env.images import load_image
 
         source = options.get("image")
-        if source is None:
-            source = self.pool[int(self.np_random.integers(len(self.pool)))]
-        picture = load_image(source, self.world.size)
+        if source is None and self._only is not None:
+            picture = self._only
+        else:
+            drawn = self.pool[int(self.np_random.integers(len(self.pool)))] if source is None else source
+            picture = load_image(drawn, self.world.size)
         intrinsics_px, about = self.lens(picture.fov_deg)
         scene = SceneSpec(
             self.first_camera(), intrinsics_px, self.camera_height_m, image=picture.rgb, prompt=self.prompt

@@ -119,7 +119,7 @@ OBSERVATIONS: dict[str, Observation] = {
     intrinsics_px       float32 (3, 3), K in pixels, pixel centres at +0.5
     remembered          uint8 (h, w), 1 where the memory showed a latent cell, 0 where the model invented it
     chunk_phase         float32 (1,), steps since the last generated frame over steps a chunk: 0 when it is generated
-    goal                float32 (3,), distance in metres, cos and sin of the bearing to the right; only from tasks with a goal
+    goal                float32 (3,), distance in metres, cos, sin of the bearing to the right; needs a task with a goal
 """
 
 

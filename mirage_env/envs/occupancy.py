@@ -188,7 +188,7 @@ class Occupancy:
 
 
 def _pixels(frames: Frames, index: int, most: int) -> tuple[np.ndarray, ...]:
-    """Every k-th pixel, at most `most` a side: rays (3, N) in voxels x, z, y a metre of z-depth; depth (0: none), sky, dynamic."""
+    """Every k-th pixel, at most `most` a side: ray (x, z, y; voxels a metre), depth (0: none), sky, dynamic."""
     height, width = frames.cameras.size
     step = math.ceil(max(height, width) / most)
     cut = (index, slice(step // 2, None, step), slice(step // 2, None, step))

@@ -74,8 +74,8 @@ class Task(Protocol):
         ...
 
     def judge(self, state: Any, moment: Moment) -> Verdict:
-        """Called once a step, without side effects: when it ends an episode while a chunk fills, the rest of the chunk is
-        generated and it is asked again, and only the second verdict counts."""
+        """Called once a step, and without side effects: when it ends an episode while a chunk fills, the rest of the
+        chunk is generated and it is asked again, and only the second verdict counts."""
         ...
 
 
@@ -109,7 +109,7 @@ class Explore:
 TASKS = {"free": Free, "explore": Explore}
 
 
-def make_task(task: str | Task, **task_kwargs: Any) -> Task:
+def make_task(task: Any, **task_kwargs: Any) -> Task:
     """The task of that name, built with `task_kwargs`, or the given instance itself.
 
     Raises UnknownNameError for a name that neither this package nor an entry point has, InvalidValueError for

@@ -9,7 +9,7 @@ KEPT_BYTES = 256 * 2**20
 
 
 class Untaken:
-    """Whole chunks of the running episode and of the one before it, at most 256 MiB of each; older ones are forgotten."""
+    """Whole chunks of the running episode and of the one before it, at most 256 MiB of each; older ones are gone."""
 
     def __init__(self) -> None:
         self._before: list[Frames] = []

@@ -13,15 +13,23 @@ __all__ = ["SceneSpec", "World"]
 class World(Protocol):
     """Turns cameras into frames. Stateless: state goes in and comes out."""
 
-    size: tuple[int, int]
-    """(H, W) of the frames."""
-    temporal_stride: int
-    """Sub-frames a step: an action is interpolated over them and the last one is the observation."""
-    latent_size: tuple[int, int]
-    """(h, w) of `Frames.remembered`."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frames."""
+        ...
+
+    @property
+    def temporal_stride(self) -> int:
+        """Sub-frames a step: an action is interpolated over them and the last one is the observation."""
+        ...
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(h, w) of `Frames.remembered`."""
+        ...
 
     def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, Any]:
-        """The first frame, seen from `scene.world_from_camera`, and the state after it."""
+        """The first frame (one), seen from `scene.world_from_camera`, and the state after it."""
         ...
 
     def advance(self, state: Any, cameras: Cameras) -> tuple[Frames, Any]:

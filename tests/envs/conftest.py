@@ -56,8 +56,7 @@ class BoxRoomWorld:
         point = origin + depth[..., None] * rays
         rgb = (127.5 + 80 * torch.sin(3 * point + state["seed"] % 7)).clamp(0, 255).to(torch.uint8)
         sky = (axis == 1) & (rays[..., 1] < 0)
-        count, height, width = depth.shape
-        remembered = torch.ones(count, *self.latent_size, dtype=torch.bool)
+        remembered = torch.ones(len(cameras), *self.latent_size, dtype=torch.bool)
         return Frames(rgb, depth, sky, torch.zeros_like(sky), remembered, cameras)
 
 
