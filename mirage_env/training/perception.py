@@ -1,0 +1,126 @@
+"""Stage 2: depth, sky and moving things, from pictures as the codec will blur them and from what the memory knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirage_env.codec.wan import to_float
+from mirage_env.memory.latent import LatentMemory, MemoryConfig
+from mirage_env.perception.tiny import PerceptionConfig, TinyPerception, perception_inputs
+from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
+from mirage_env.training.loop import Stage
+from mirage_env.types import Cameras
+from mirage_env.weights import save_weights
+
+
+@dataclass(frozen=True)
+class PerceptionLossConfig:
+    batch: int = 8
+    memory_share: float = 0.6
+    """Share of pictures that come with a memory of another frame of their clip."""
+    scale_noise: float = 0.05
+    """Spread of the log scale by which that memory is wrong."""
+    gradient_weight: float = 0.5
+    mask_weight: float = 0.2
+    cell_px: int = 8
+    """Size of a memory cell."""
+
+
+class PerceptionStage(Stage):
+    """Trains on all clips but the last `held_out`, which validate."""
+
+    name = "perception"
+
+    def __init__(
+        self,
+        config: PerceptionConfig,
+        loss: PerceptionLossConfig,
+        store: ClipStore,
+        held_out: int = 32,
+        device: str = "cpu",
+    ):
+        self.model = TinyPerception(config).to(device, memory_format=torch.channels_last)
+        self.config, self.loss, self.store, self.held_out, self.device = config, loss, store, held_out, device
+        self.memory = LatentMemory(MemoryConfig())
+        self.rgb, self.depth, self.masks = (store.array(name) for name in ("rgb", "depth", "masks"))
+
+    def losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rng = np.random.default_rng(generator.initial_seed())
+        clips = rng.integers(0, len(self.store) - self.held_out, self.loss.batch)
+        frames, others = rng.integers(0, self.store.config.frames, (2, self.loss.batch))
+        inputs, depth, sky, dynamic = self._batch(clips, frames, others, rng)
+        log_depth, sky_logit, dynamic_logit = self.model.logits(inputs).unbind(1)
+        solid = ~sky
+        error = (log_depth - depth.clamp_min(1e-2).log()) * solid
+        value = error.abs().mean()
+        gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float()) + F.binary_cross_entropy_with_logits(
+            dynamic_logit, dynamic.float(), pos_weight=dynamic_logit.new_tensor(4.0)
+        )
+        loss = value + self.loss.gradient_weight * gradient + self.loss.mask_weight * masks
+        return {"loss": loss, "log_depth": value.detach(), "masks": masks.detach()}
+
+    def validate(self) -> dict[str, float]:
+        """Metric absolute relative error without memory and without alignment, and intersection over union of the masks."""
+        rng = np.random.default_rng(0)
+        clips = np.arange(len(self.store) - self.held_out, len(self.store))
+        frames = rng.integers(0, self.store.config.frames, len(clips))
+        inputs, depth, sky, dynamic = self._batch(clips, frames, None, None)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            log_depth, sky_logit, dynamic_logit = torch.cat([self.model.logits(x) for x in inputs.split(8)]).unbind(1)
+        relative = ((log_depth.exp() - depth).abs() / depth.clamp_min(1e-2))[~sky]
+        return {
+            "abs_rel": float(relative.mean()),
+            "sky_iou": iou(sky_logit > 0, sky),
+            "dynamic_iou": iou(dynamic_logit > 0, dynamic),
+        }
+
+    def _batch(self, clips, frames, others, rng):
+        """Network inputs, depth (metres), sky and dynamic masks; memories and blur only where `rng` is given."""
+        images = to_float(torch.from_numpy(self.rgb[clips, frames]))
+        depth = torch.from_numpy(self.depth[clips, frames].astype(np.float32))
+        masks = torch.from_numpy(self.masks[clips, frames])
+        cameras = self.store.cameras(clips, frames)
+        height, width = self.store.config.size
+        known = torch.zeros(len(clips), height // self.loss.cell_px, width // self.loss.cell_px)
+        if rng is not None:
+            images = torch.stack([_weakened(image, rng) for image in images])
+            for i in np.flatnonzero(rng.random(len(clips)) < self.loss.memory_share):
+                scale = float(np.exp(self.loss.scale_noise * rng.standard_normal()))
+                known[i] = scale * self._memory_depth(clips[i], others[i], cameras[i : i + 1])
+        inputs = perception_inputs(images, cameras, known, 0.0)
+        return (x.to(self.device) for x in (inputs, depth, (masks & SKY) > 0, (masks & DYNAMIC) > 0))
+
+    def _memory_depth(self, clip: int, frame: int, camera: Cameras) -> Float[Tensor, "h w"]:
+        """What a memory that frame `frame` alone wrote shows to `camera`."""
+        source = self.store.cameras(np.array([clip]), np.array([frame]))
+        depth = torch.from_numpy(self.depth[clip, frame].astype(np.float32))[None]
+        valid = torch.from_numpy(self.masks[clip, frame] == 0)[None]
+        grid = tuple(side // self.loss.cell_px for side in self.store.config.size)
+        state = self.memory.write(self.memory.empty(1), torch.zeros(1, 1, *grid), depth, valid, source)
+        return self.memory.read(state, camera.resized(grid)).depth_m[0]
+
+    def export(self, folder: Path, card: dict) -> None:
+        save_weights(folder / "perception.safetensors", self.model, {"kind": "perception", "config": self.config, **card})
+
+
+def _weakened(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:
+    """Blurred and dimmed at random: generated pictures are softer than the simulator's, photographs vary in exposure."""
+    image = (image * rng.uniform(0.8, 1.15) + rng.uniform(-0.15, 0.15)).clamp(-1, 1)
+    if rng.random() < 0.5:
+        small = F.interpolate(image[None], scale_factor=rng.uniform(0.35, 0.9), mode="bilinear", antialias=True)
+        image = F.interpolate(small, size=image.shape[1:], mode="bilinear")[0]
+    return image
+
+
+def iou(prediction: Bool[Tensor, "*b"], truth: Bool[Tensor, "*b"]) -> float:
+    """Intersection over union; 1 where both are empty."""
+    union = int((prediction | truth).sum())
+    return int((prediction & truth).sum()) / union if union else 1.0

@@ -1,0 +1,209 @@
+"""Stage 3: the denoiser, jointly with the memory, on chunks cut out of clips as a rollout would meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mirage_env.codec.wan import WanCodec, to_float
+from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
+from mirage_env.denoise.sampler import SamplerConfig, sample
+from mirage_env.memory.depth_grid import depth_to_grid
+from mirage_env.memory.latent import LatentMemory, MemoryConfig
+from mirage_env.memory.recall import recall
+from mirage_env.perception.tiny import TinyPerception
+from mirage_env.training.clips import ClipStore
+from mirage_env.training.codec import psnr
+from mirage_env.training.loop import Stage
+from mirage_env.weights import save_weights
+
+
+@dataclass(frozen=True)
+class WorldLossConfig:
+    batch: int = 8
+    chunks: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of target frames, drawn evenly a batch."""
+    keyframe_stride: int = 4
+    predicted_depth: float = 0.7
+    """Share of samples whose memory is written from predicted depth; the rest from true depth."""
+    pure_noise: float = 0.3
+    """Share of samples at sigma = 1, where few-step sampling spends most of its passes."""
+    history_noise: float = 0.1
+    """At most this much noise on tokens and clean frames, untold, as a rollout's own errors would put there."""
+
+
+def encode_store(
+    store: ClipStore, codec: WanCodec, perception: TinyPerception, codec_hash: str, report: Callable[[int, int], None]
+) -> str:
+    """Adds image latents and predicted depth to a store, once a codec; returns the name of the latents' array.
+
+    Predicted depth is cut free of its own scale error: every frame of a clip keeps the error of the clip's first frame, as a
+    rollout does whose chunks are aligned to its memory.
+    """
+    latents_name = f"latents-{codec_hash[:12]}"
+    count, length, (height, width) = len(store), store.config.frames, store.config.size
+    h, w = codec.latent_size((height, width))
+    rgb, true_depth, masks = (store.array(name) for name in ("rgb", "depth", "masks"))
+    batched = torch.autocast("cpu", torch.bfloat16)
+
+    def fill_latents(out: np.ndarray) -> None:
+        with torch.inference_mode(), batched:
+            for i in range(count):
+                out[i] = codec.encode(to_float(torch.from_numpy(rgb[i]))).float().numpy()
+                report(i + 1, count)
+
+    def fill_depth(out: np.ndarray) -> None:
+        with torch.inference_mode(), batched:
+            for i in range(count):
+                frames = np.arange(length)
+                cameras = store.cameras(np.full(length, i), frames)
+                images = to_float(torch.from_numpy(rgb[i]))
+                depth = perception(images, cameras, torch.zeros(length, h, w), 0.0).depth_m
+                truth, solid = torch.from_numpy(true_depth[i].astype(np.float32)), torch.from_numpy(masks[i] == 0)
+                log_error = torch.where(solid, (depth / truth.clamp_min(1e-2)).log(), torch.nan)
+                bias = log_error.flatten(1).nanmedian(1).values.nan_to_num(0.0)
+                out[i] = (depth * (bias[0] - bias).exp()[:, None, None]).numpy()
+                report(i + 1, count)
+
+    if not store.has(latents_name):
+        store.add(latents_name, (codec.channels, h, w), "float16", fill_latents)
+    if not store.has("predicted_depth"):
+        store.add("predicted_depth", (height, width), "float16", fill_depth)
+    return latents_name
+
+
+class WorldStage(Stage):
+    """Trains on all clips of the stores but the last `held_out` of each, which validate."""
+
+    name = "denoiser"
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        loss: WorldLossConfig,
+        memory: MemoryConfig,
+        stores: list[ClipStore],
+        codec: WanCodec,
+        codec_hash: str,
+        held_out: int = 32,
+        device: str = "cpu",
+    ):
+        self.model: Denoiser = Denoiser(config).to(device)
+        self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
+        self.memory, self.codec, self.codec_hash = LatentMemory(memory), codec.eval(), codec_hash
+        self.latents = [store.array(f"latents-{codec_hash[:12]}") for store in stores]
+
+    def losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rng = np.random.default_rng(generator.initial_seed())
+        shares = np.array([len(store) for store in self.stores], dtype=float)
+        which = int(rng.choice(len(self.stores), p=shares / shares.sum()))
+        n = int(rng.choice(self.loss.chunks))
+        overlap = int(rng.integers(0, self.stores[which].config.frames - n))
+        clips = rng.integers(0, len(self.stores[which]) - self.held_out, self.loss.batch)
+        condition, clean = self.batch(which, clips, overlap, n, rng)
+
+        sigma = torch.sigmoid(torch.randn(len(clips), generator=generator, device=self.device))
+        pure = torch.rand(len(clips), generator=generator, device=self.device) < self.loss.pure_noise
+        sigma = torch.where(pure, 1.0, sigma)
+        noise = torch.randn(clean.shape, generator=generator, device=self.device)
+        level = sigma[:, None, None, None, None]
+        prediction = self.model.clean((1 - level) * clean + level * noise, sigma, condition)
+        error = (prediction - clean).square().flatten(1).mean(1)
+        return {
+            # the flow-matching weight 1 / sigma^2, bounded: below a third the answer is mostly in the input
+            "loss": (error / sigma.clamp_min(0.35).square()).mean(),
+            "clean_error": error[pure].mean().detach() if bool(pure.any()) else error.mean().detach(),
+            "warp_error": (condition.base - clean).square().mean(),
+        }
+
+    def batch(
+        self, which: int, clips: np.ndarray, overlap: int, n: int, rng: np.random.Generator | None
+    ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
+        """Condition and clean target latents of chunks that begin after frame `overlap`; no noise or choice without `rng`."""
+        worlds = [self._world(which, int(clip), overlap, n, rng) for clip in clips]
+        references = min(len(world[1]) for world in worlds)
+        conditions, targets = [], []
+        for readout, chosen, history, cameras, latents in worlds:
+            frames = np.arange(max(0, overlap - self.config.preceding), overlap + 1)
+            place = torch.from_numpy(frames)
+            conditions.append(
+                make_condition(
+                    readout,
+                    cameras[overlap + 1 : overlap + 1 + n],
+                    history[place],
+                    cameras[place],
+                    history[chosen[:references]],
+                    cameras[chosen[:references]],
+                )
+            )
+            targets.append(latents[overlap + 1 : overlap + 1 + n])
+        return ChunkCondition.cat(conditions).to(self.device), torch.stack(targets).to(self.device)
+
+    def _world(self, which: int, clip: int, overlap: int, n: int, rng: np.random.Generator | None):
+        """What one rollout would know at this point: readout, references, history, cameras and latents of its clip."""
+        store = self.stores[which]
+        latents = torch.from_numpy(self.latents[which][clip].astype(np.float32))
+        predicted = rng is None or rng.random() < self.loss.predicted_depth
+        depth = store.array("predicted_depth" if predicted else "depth")[clip]
+        depth = torch.from_numpy(depth[: overlap + 1].astype(np.float32))
+        static = torch.from_numpy(store.array("masks")[clip][: overlap + 1] == 0)
+        cameras = store.cameras(np.full(store.config.frames, clip), np.arange(store.config.frames))
+        grid_cameras = cameras.resized(tuple(latents.shape[2:]))
+
+        history = latents
+        if rng is not None:
+            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+            history = latents + float(rng.uniform(0, self.loss.history_noise)) * noise
+        keys = torch.tensor(sorted({0, *range(overlap, -1, -self.loss.keyframe_stride)}))
+        if rng is not None and rng.random() < 0.3:  # worlds that have seen little
+            keys = keys[-1:]
+        state = self.memory.write(
+            self.memory.empty(latents.shape[1]), history[keys], depth[keys], static[keys], cameras[keys]
+        )
+        views = torch.cat(
+            [torch.arange(overlap, overlap + 1 + n), torch.arange(max(0, overlap - self.config.preceding), overlap)]
+        )
+        readout = self.memory.read(state, grid_cameras[views])
+        past = keys[:-1]
+        seen = depth_to_grid(depth[past], static[past], tuple(latents.shape[2:]), "bilinear")
+        count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
+        chosen = past[
+            recall(seen, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)
+        ]
+        return readout, chosen, history, grid_cameras, latents
+
+    def validate(self) -> dict[str, float]:
+        """PSNR in dB of 8-frame chunks that follow a clip's first frame, decoded, against the true pictures."""
+        store = self.stores[0]
+        clips = np.arange(len(store) - self.held_out, len(store))[:16]
+        n = min(8, store.config.frames - 1)
+        condition, clean = self.batch(0, clips, 0, n, None)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        truth = to_float(torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n])).flatten(0, 1)
+        result = {}
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            candidates = {
+                "codec": clean,
+                "warp": condition.base,
+                "repeat": condition.clean[:, condition.references, None].expand_as(clean),
+                "steps1": sample(self.model, condition, noise, SamplerConfig(1)),
+                "steps2": sample(self.model, condition, noise, SamplerConfig(2)),
+            }
+            self.codec.to(self.device)
+            for name, latents in candidates.items():
+                images = torch.cat([self.codec.decode(x[None])[0] for x in latents.to(self.device).float()]).cpu()
+                result[f"psnr_{name}"] = float(psnr(images, truth).mean())
+        gap = result["psnr_codec"] - result["psnr_warp"]
+        result["gap_closed"] = (result["psnr_steps1"] - result["psnr_warp"]) / gap
+        return result
+
+    def export(self, folder: Path, card: dict) -> None:
+        card = {"kind": "denoiser", "config": self.config, "codec_hash": self.codec_hash, **card}
+        save_weights(folder / "denoiser.safetensors", self.model, card)
+

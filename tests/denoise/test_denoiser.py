@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, ray_channels
+from mirage_env.denoise.sampler import SamplerConfig, sample
+from mirage_env.errors import InvalidValueError
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_before_training_the_sample_is_the_warp(config, make_chunk, steps):
+    condition = make_chunk()
+    noise = torch.randn(1, 2, 4, 4, 6)
+    result = sample(Denoiser(config).eval(), condition, noise, SamplerConfig(steps=steps))
+    torch.testing.assert_close(result, condition.base, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 40])
+def test_the_solver_ends_on_a_constant_prediction(config, make_chunk, monkeypatch, steps, shift):
+    denoiser, answer = Denoiser(config), torch.randn(1, 2, 4, 4, 6)
+    monkeypatch.setattr(denoiser, "clean", lambda x, sigma, condition: answer)
+    result = sample(denoiser, make_chunk(), torch.randn_like(answer), SamplerConfig(steps, shift))
+    torch.testing.assert_close(result, answer, atol=1e-3, rtol=1e-3)
+
+
+def test_velocity_prediction_recovers_the_clean_latent(config, make_chunk, monkeypatch):
+    """x_sigma = (1 - sigma) x_0 + sigma noise and v = noise - x_0 give x_0 = x_sigma - sigma v."""
+    denoiser = Denoiser(replace(config, prediction="velocity")).eval()
+    condition = make_chunk()
+    clean, noise, sigma = torch.randn(1, 2, 4, 4, 6), torch.randn(1, 2, 4, 4, 6), torch.tensor([0.3])
+    frames = torch.zeros(1, len(condition.noisy), 4, 4, 6)
+    frames[:, condition.noisy] = noise - clean
+    monkeypatch.setattr(denoiser.transformer, "forward", lambda *a, **k: frames.transpose(1, 2))
+    torch.testing.assert_close(denoiser.clean(0.7 * clean + 0.3 * noise, sigma, condition), clean)
+
+
+def test_base_is_the_readout_and_where_that_is_empty_the_overlap_frame(make_chunk):
+    condition = make_chunk(targets=2, preceding=1, references=1)
+    assert condition.noisy.tolist() == [False, False, True, True, False]
+    seen = condition.readout_extra[0, 1:3, :1] > 0
+    overlap = condition.clean[0, 1]
+    expected = torch.where(seen, condition.readout[0, 1:3], overlap)
+    assert torch.equal(condition.base[0], expected)
+
+
+def test_worlds_in_a_batch_do_not_touch_each_other(config, make_chunk):
+    denoiser = Denoiser(config).eval()
+    torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.1)
+    chunks, noise = [make_chunk(), make_chunk()], torch.randn(2, 2, 4, 4, 6)
+    together = sample(denoiser, ChunkCondition.cat(chunks), noise, SamplerConfig(2))
+    alone = torch.cat([sample(denoiser, c, noise[i : i + 1], SamplerConfig(2)) for i, c in enumerate(chunks)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_clean_frames_matter_and_stay(config, make_chunk):
+    denoiser = Denoiser(config).eval()
+    torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.1)
+    condition, noise = make_chunk(), torch.randn(1, 2, 4, 4, 6)
+    before = condition.clean.clone()
+    first = sample(denoiser, condition, noise, SamplerConfig(1))
+    assert torch.equal(condition.clean, before)
+    changed = condition.clean.clone()
+    changed[:, 0] += 1.0  # the reference frame
+    second = sample(denoiser, replace(condition, clean=changed), noise, SamplerConfig(1))
+    assert not torch.allclose(first, second)
+
+
+def test_rays_are_told_in_the_overlap_frame(some_cameras):
+    cameras = some_cameras(3)
+    rays = ray_channels(cameras, cameras[:1])
+    torch.testing.assert_close(rays[:, :3].norm(dim=1), torch.ones(3, 4, 6))
+    torch.testing.assert_close(rays[:, 5, 0, 0], torch.tensor([0.0, 0.1, 0.2]))
+    moved = replace(cameras, world_from_camera=torch.eye(4).index_put((torch.tensor([0]), torch.tensor([3])), torch.tensor(7.0)) @ cameras.world_from_camera)
+    torch.testing.assert_close(ray_channels(moved, moved[:1]), rays, atol=1e-5, rtol=1e-5)
+
+
+def test_configs_check_themselves():
+    with pytest.raises(InvalidValueError, match="steps >= 1 and shift > 0, got 0"):
+        SamplerConfig(steps=0)
+    with pytest.raises(InvalidValueError, match="must be positive"):
+        DenoiserConfig(layers=0)
