@@ -279,7 +279,7 @@ def _for_inference(part: Part, device: torch.device) -> Part:
     part = part.to(device).eval().requires_grad_(False)
     if _has_fast_bf16(device):
         for module in part.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.RMSNorm)):
                 module.to(torch.bfloat16)
     return part
 

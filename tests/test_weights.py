@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mirage_env.errors import WeightsError
+from mirage_env.weights import load_weights, read_card, save_weights
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "part.safetensors"
+    save_weights(path, nn.Linear(3, 2), {"kind": "depth", "codec_hash": "a" * 64, "steps": 5})
+    return path
+
+
+def test_weights_come_back_in_half_precision_with_their_card(saved):
+    layer = nn.Linear(3, 2)
+    card = load_weights(saved, layer, "depth", codec_hash="a" * 64)
+    assert card["steps"] == 5 and read_card(saved) == card
+    assert layer.weight.dtype == torch.float32 and torch.equal(layer.weight, layer.weight.half().float())
+
+
+def test_missing_damaged_and_foreign_files_are_told(saved, tmp_path):
+    with pytest.raises(WeightsError, match="no weights at .*nothing.safetensors"):
+        read_card(tmp_path / "nothing.safetensors")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(saved.read_bytes()[:50])
+    with pytest.raises(WeightsError, match="is damaged"):
+        load_weights(damaged, nn.Linear(3, 2), "depth")
+    with pytest.raises(WeightsError, match="holds a depth, expected a codec"):
+        load_weights(saved, nn.Linear(3, 2), "codec")
+    with pytest.raises(WeightsError, match="2 tensors differ, the first is bias"):
+        load_weights(saved, nn.Linear(3, 4), "depth")
+    with pytest.raises(WeightsError, match="trained for the codec aaaaaaaaaaaa, but the codec in use is bbbbbbbbbbbb"):
+        load_weights(saved, nn.Linear(3, 2), "depth", codec_hash="b" * 64)
+
+
+def test_a_safetensors_file_without_card_is_foreign(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="no card inside"):
+        read_card(tmp_path / "x.safetensors")

@@ -1,0 +1,137 @@
+"""The chunk, end to end, on small random networks: mechanics, not pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mirage_env.codec.wan import CodecConfig, WanCodec
+from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
+from mirage_env.denoise.sampler import SamplerConfig
+from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.poses import intrinsics_from_fov
+from mirage_env.memory.latent import MemoryConfig
+from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
+from mirage_env.types import Cameras, SceneSpec
+from mirage_env.world_model import Preset, WorldModel
+
+SIZE = (32, 48)
+CODEC = CodecConfig(channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, is_residual=True)
+
+
+def build(codec: CodecConfig = CODEC, **changes) -> WorldModel:
+    torch.manual_seed(1)
+    shape = DenoiserConfig(
+        channels=6, heads=2, head_dim=24, ffn_dim=48, layers=2, memory_layers=(0,), text_dim=8, patch_size=2
+    )
+    preset = Preset(
+        codec, PerceptionConfig(widths=(8, 16), blocks=1), MemoryConfig(), shape, SamplerConfig(steps=2), **changes
+    )
+    denoiser, perception = Denoiser(preset.denoiser), TinyPerception(preset.perception)
+    torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.05)
+    return WorldModel(preset, WanCodec(codec), perception, denoiser, SIZE)
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return build()
+
+
+def scene(seed: int = 0) -> SceneSpec:
+    image = np.random.default_rng(seed).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    return SceneSpec(torch.eye(4), intrinsics_from_fov(1.2, SIZE), 1.2, image)
+
+
+def path(count: int, start: int = 1) -> Cameras:
+    poses = torch.eye(4).repeat(count, 1, 1)
+    poses[:, 2, 3] = 0.1 * torch.arange(start, start + count)
+    return Cameras(poses, intrinsics_from_fov(1.2, SIZE).expand(count, 3, 3), SIZE)
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.rgb, b.rgb) and torch.equal(a.depth_m, b.depth_m) and torch.equal(a.remembered, b.remembered)
+
+
+def test_a_world_begins_with_its_picture_and_remembers_it(model):
+    frames, state = model.begin(scene(), seed=3)
+    assert np.array_equal(frames.rgb[0].numpy(), scene().image)
+    assert len(state.memory) > 0 and state.frame == 0 and bool(frames.remembered.all())
+    assert frames.depth_m.shape == (1, *SIZE) and bool(torch.isfinite(frames.depth_m).all())
+
+
+def test_chunks_follow_each_other(model):
+    _, state = model.begin(scene(), seed=3)
+    points = len(state.memory)
+    for start in (1, 5, 9):
+        frames, state = model.advance(state, path(4, start))
+        assert frames.rgb.shape == (4, *SIZE, 3) and frames.remembered.shape == (4, 4, 6)
+        assert torch.equal(frames.cameras.world_from_camera, path(4, start).world_from_camera)
+    assert state.frame == 12 and len(state.memory) >= points
+    assert state.history.latents.shape == (3, 6, 4, 6) and len(state.keyframes.latents) == 4
+    assert model.stats(state)["memory_bytes"] == state.memory.nbytes
+
+
+def test_the_state_is_a_value(model):
+    """The same state continues to the same frames as often as one likes, and other paths leave it as it was."""
+    _, state = model.begin(scene(), seed=3)
+    first, _ = model.advance(state, path(2))
+    other, after = model.advance(state, path(2, start=4))
+    model.advance(after, path(1, start=6))
+    again, _ = model.advance(state, path(2))
+    assert same(first, again) and not same(first, other)
+
+
+def test_the_seed_decides_the_noise(model):
+    frames = [model.advance(model.begin(scene(), seed)[1], path(2))[0] for seed in (3, 3, 4)]
+    assert same(frames[0], frames[1]) and not same(frames[0], frames[2])
+
+
+def test_keyframes_are_bounded():
+    model = build(keyframe_stride=1, max_keyframes=3)
+    _, state = model.begin(scene(), seed=0)
+    _, state = model.advance(state, path(4))
+    _, state = model.advance(state, path(4, 5))
+    assert len(state.keyframes.latents) == 3
+    torch.testing.assert_close(state.keyframes.cameras.world_from_camera[-1], path(1, 8).world_from_camera[0])
+
+
+def test_a_codec_with_temporal_stride_makes_several_frames_a_latent():
+    codec = CodecConfig(channels=6, base_dim=8, decoder_base_dim=8, temporal_downsample=(True, True), num_res_blocks=1)
+    model = build(codec)
+    _, state = model.begin(scene(), seed=0)
+    frames, state = model.advance(state, path(8))
+    assert len(frames) == 8 and state.frame == 2
+    torch.testing.assert_close(state.history.cameras.world_from_camera[-1], path(1, 8).world_from_camera[0])
+    with pytest.raises(InvalidValueError, match="positive multiple of 4 cameras, got 6"):
+        model.advance(state, path(6))
+
+
+def test_a_draft_of_the_first_view_is_the_codec_of_the_picture(model):
+    frames, state = model.begin(scene(), seed=0)
+    draft = model.draft(state, frames.cameras)
+    assert draft.rgb.shape == frames.rgb.shape
+    seen = draft.remembered.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    assert bool(seen.any()) and bool((draft.depth_m[seen] > 0).all())
+
+
+def test_bad_scenes_and_paths_are_told(model):
+    _, state = model.begin(scene(), seed=0)
+    with pytest.raises(InvalidValueError, match="begins with a picture, got none; pass image="):
+        model.begin(replace(scene(), image=None), seed=0)
+    with pytest.raises(InvalidValueError, match=r"must be 32 x 48 x 3, got \(16, 16, 3\)"):
+        model.begin(replace(scene(), image=np.zeros((16, 16, 3), np.uint8)), seed=0)
+    with pytest.raises(InvalidValueError, match="positive multiple of 1 cameras, got 0"):
+        model.advance(state, path(0))
+    bent = path(2)
+    bent.world_from_camera[1, 0, 3] = float("nan")
+    with pytest.raises(InvalidValueError, match="camera 1 has a pose or intrinsics that are not finite"):
+        model.advance(state, bent)
+
+
+def test_size_that_the_patches_do_not_divide_names_the_nearest(model):
+    parts = (model.preset, model.codec, model.perception, model.denoiser)
+    with pytest.raises(InvalidValueError, match="multiple of 16 pixels a side, got 24 x 48; .* is 32 x 48"):
+        WorldModel(*parts, size=(24, 48))
