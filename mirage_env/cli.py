@@ -56,8 +56,9 @@ def demo(
     source = load_image(image, height_width)  # a bad picture or folder is told before the models load
     target = prepare_folder(folder)
 
-    from mirage_env.world_model import generate
+    from mirage_env.world_model import generate, load_world
 
+    load_world(preset, height_width, device)
     with _Meter("generating", frames) as meter:
         episode = generate(
             image, poses, preset=preset, size=height_width, chunk=chunk, seed=seed, device=device, progress=meter.update

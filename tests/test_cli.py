@@ -44,6 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return world_model.Episode(frames, {"preset": options["preset"], "seed": options["seed"]})
 
     monkeypatch.setattr(world_model, "generate", generate)
+    monkeypatch.setattr(world_model, "load_world", lambda *_: None)
     return recorded
 
 
