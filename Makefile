@@ -37,8 +37,8 @@ define install
 @echo "Installing $(1) into $(VENV) (once; a few minutes)"
 @if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && ! $(PY) -c "import torch" 2>/dev/null \
 	&& $(PY) -c "import urllib.request as r; r.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=5)" 2>/dev/null; then \
-	$(PY) -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' constraints.txt)"; fi
-@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(1)"
+	$(PY) -m pip install -qq --no-deps --index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' constraints.txt)"; fi
+@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e "$(1)"
 endef
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(PY)
