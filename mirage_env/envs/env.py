@@ -382,6 +382,13 @@ def _on_cpu(frames: Frames) -> Frames:
     )
 
 
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """(H, W) as a tuple, which JSON and YAML cannot write; raises InvalidValueError."""
+    if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in size):
+        raise InvalidValueError(f"size must be two whole numbers (H, W) of pixels, got {size!r}")
+    return int(size[0]), int(size[1])
+
+
 def _number(name: str, value: Any, low: float, high: float) -> float:
     if not isinstance(value, (int, float)) or not low < value <= high:
         raise InvalidValueError(f"{name} must be a number above {low:g} and at most {high:g}, got {value!r}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from gymnasium.utils import EzPickle
 
-from mirage_env.envs.env import WalkEnv
+from mirage_env.envs.env import WalkEnv, check_size
 from mirage_env.envs.world import SceneSpec
 from mirage_env.errors import ImageError, InvalidValueError
 
@@ -41,20 +41,19 @@ class MirageEnv(WalkEnv):
         *,
         preset: str = "mirage-tiny",
         prompt: str | None = None,
-        size: tuple[int, int] = (128, 128),
+        size: Sequence[int] = (128, 128),
         device: str = "auto",
         **walk: Any,
     ):
         from mirage_env.images import DEFAULT_IMAGE, load_image
         from mirage_env.world_model import load_world
 
-        size = (size[0], size[1])  # a list, where it comes from YAML
         EzPickle.__init__(self, image, images, preset=preset, prompt=prompt, size=size, device=device, **walk)
         if image is not None and images is not None:
             raise InvalidValueError("give either image or images, not both")
         self.prompt = prompt
         self.pool = [image] if image is not None else [DEFAULT_IMAGE] if images is None else picture_pool(images)
-        WalkEnv.__init__(self, load_world(preset, size, device), **walk)
+        WalkEnv.__init__(self, load_world(preset, check_size(size), device), **walk)
         self._only = load_image(self.pool[0], self.world.size) if len(self.pool) == 1 else None
 
     def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:

@@ -1,0 +1,177 @@
+"""Which picture an episode begins with; the model itself is replaced by the room with a known answer."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from PIL import Image
+
+import mirage_env
+from mirage_env import world_model
+from mirage_env.codec.wan import CodecConfig, WanCodec
+from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
+from mirage_env.denoise.sampler import SamplerConfig
+from mirage_env.envs.mirage import MirageEnv, picture_pool
+from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
+from mirage_env.memory.latent import MemoryConfig
+from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
+from mirage_env.types import Frames, SceneSpec
+
+SIZE = (32, 40)
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch, box_world: Callable[..., Any]) -> list[tuple[Any, ...]]:
+    """Replaces the model by a room that shows the given picture first; returns what was asked of the loader."""
+    calls: list[tuple[Any, ...]] = []
+
+    class PictureRoom(box_world):  # type: ignore[misc, valid-type]
+        def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, Any]:
+            self.scenes = [*getattr(self, "scenes", []), scene]
+            frames, state = super().begin(scene, seed)
+            rgb = torch.from_numpy(np.array(scene.image))[None]
+            shown = Frames(rgb, frames.depth_m, frames.sky, frames.dynamic, frames.remembered, frames.cameras)
+            return shown, state
+
+    def load_world(preset: str, size: tuple[int, int], device: str) -> Any:
+        calls.append((preset, size, device))
+        return PictureRoom(size)
+
+    monkeypatch.setattr(world_model, "load_world", load_world)
+    return calls
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with three plain pictures of grey level 10, 20 and 30, and something else."""
+    for level in (10, 20, 30):
+        Image.fromarray(np.full((50, 60, 3), level, np.uint8)).save(tmp_path / f"p{level}.png")
+    (tmp_path / "notes.md").write_text("not a picture")
+    return tmp_path
+
+
+def test_no_arguments_at_all(asked: list[tuple[Any, ...]]) -> None:
+    env = gym.make("Mirage-v0")
+    obs, info = env.reset(seed=0)
+    assert asked == [("mirage-tiny", (128, 128), "auto")]
+    assert obs["rgb"].shape == (128, 128, 3)
+    assert info["image"] in mirage_env.builtin_names() and len(info["image_sha256"]) == 64
+    assert gym.make("mirage_env:Mirage-v0", size=[32, 40]).unwrapped.observation_space["depth"].shape == (32, 40)
+
+
+def test_the_first_observation_is_the_picture(pictures: Path) -> None:
+    path = str(pictures / "p20.png")
+    env = gym.make("Mirage-v0", image=path, size=SIZE, prompt="a kitchen", fov_deg=60.0, camera_height_m=1.5)
+    obs, info = env.reset(seed=0)
+    assert (obs["rgb"] == 20).all() and info["image"] == path
+    assert info["fov_deg"] == pytest.approx(60) and info["fov_source"] == "given"
+    scene = env.unwrapped.world.scenes[0]
+    assert scene.prompt == "a kitchen" and scene.camera_height_m == 1.5 and scene.scene_seed is None
+    torch.testing.assert_close(scene.world_from_camera, torch.eye(4))
+
+    array = MirageEnv(np.full((40, 40, 3), 99, np.uint8), size=SIZE)
+    assert (array.reset(seed=0)[0]["rgb"] == 99).all()
+    assert (array.reset(options={"image": path})[0]["rgb"] == 20).all()
+    assert (array.reset()[0]["rgb"] == 99).all()
+
+
+def test_the_field_of_view_that_the_picture_knows(pictures: Path) -> None:
+    picture = Image.new("RGB", (60, 50))
+    exif = picture.getexif()
+    exif.get_ifd(0x8769)[0xA405] = 28
+    picture.save(pictures / "exif.jpg", exif=exif)
+    _, info = MirageEnv(str(pictures / "exif.jpg"), size=(50, 60)).reset(seed=0)
+    diagonal = 0.5 * math.hypot(60, 50) / (0.5 * math.hypot(36, 24) / 28)
+    assert info["fov_source"] == "picture"
+    assert info["fov_deg"] == pytest.approx(2 * math.degrees(math.atan(30 / diagonal)), abs=0.1)
+    assert MirageEnv(str(pictures / "p10.png"), size=SIZE).reset(seed=0)[1]["fov_source"] == "default"
+
+
+def test_a_pool_is_drawn_from_by_seed(pictures: Path) -> None:
+    env = gym.make("Mirage-v0", images=str(pictures), size=SIZE, obs="rgb")
+    drawn = [int(env.reset(seed=seed)[0][0, 0, 0]) for seed in range(20)]
+    assert set(drawn) == {10, 20, 30}
+    assert drawn == [int(env.reset(seed=seed)[0][0, 0, 0]) for seed in range(20)]
+
+
+def test_pools(pictures: Path) -> None:
+    folder = [str(pictures / f"p{level}.png") for level in (10, 20, 30)]
+    assert picture_pool(pictures) == folder
+    manifest = pictures / "list.txt"
+    manifest.write_text("# my pictures\np10.png\n\n  p30.png\n")
+    assert picture_pool(str(manifest)) == [folder[0], folder[2]]
+    assert picture_pool(folder[:2]) == folder[:2]
+
+    (pictures / "empty").mkdir()
+    for images, text in [
+        (pictures / "empty", "holds no picture"),
+        ([], "holds no picture"),
+        (pictures / "none", "no folder or list of pictures at"),
+        (pictures / "p10.png", "is not a list of pictures; images takes a folder or a text file"),
+    ]:
+        with pytest.raises(ImageError, match=text):
+            picture_pool(images)
+
+
+def test_bad_pictures_fail_early_and_in_one_sentence(pictures: Path) -> None:
+    for kwargs, error, text in [
+        ({"image": str(pictures / "gone.png")}, ImageError, "no picture at"),
+        ({"image": "kitchn"}, UnknownNameError, 'unknown built-in image "kitchn"; known are'),
+        ({"image": str(pictures / "notes.md")}, ImageError, "is not a picture"),
+        ({"image": "coffee", "size": (32,)}, InvalidValueError, r"size must be two whole numbers \(H, W\)"),
+        ({"image": "coffee", "images": ["coffee"]}, InvalidValueError, "either image or images, not both"),
+    ]:
+        with pytest.raises(error, match=text):
+            gym.make("Mirage-v0", **{"size": SIZE, **kwargs})
+    env = MirageEnv("coffee", size=SIZE)
+    env.reset(seed=0)
+    with pytest.raises(UnknownNameError, match='unknown reset option "scene_seed"; known are image, world_from_camera'):
+        env.reset(options={"scene_seed": 1})
+
+
+def test_the_spec_can_be_written_to_json(pictures: Path) -> None:
+    env = gym.make("Mirage-v0", image=str(pictures / "p30.png"), size=SIZE, chunk=4)
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert (again.reset(seed=0)[0]["rgb"] == 30).all() and again.unwrapped.chunk == 4
+
+
+def test_a_real_model_steps_restores_and_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small random world model through the whole contract: no picture worth seeing, but real parts."""
+    codec = CodecConfig(
+        channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, is_residual=True
+    )
+    shape = DenoiserConfig(
+        channels=6, heads=2, head_dim=24, ffn_dim=48, layers=2, memory_layers=(0,), text_dim=8, patch_size=2
+    )
+    perception = PerceptionConfig(widths=(8, 16), blocks=1)
+    preset = world_model.Preset(codec, perception, MemoryConfig(), shape, SamplerConfig(steps=2))
+    parts = WanCodec(codec), TinyPerception(perception), Denoiser(shape)
+    model = world_model.WorldModel(preset, *parts, (32, 48))
+    monkeypatch.setattr(world_model, "load_world", lambda *_: model)
+
+    check_env(gym.make("Mirage-v0", size=(32, 48), disable_env_checker=True).unwrapped, skip_render_check=True)
+    env = gym.make("Mirage-v0", size=(32, 48), chunk=2, task="explore", max_episode_steps=5)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(5)]
+    for action in actions[:3]:
+        env.step(action)
+    saved, twin = env.unwrapped.snapshot(), pickle.loads(pickle.dumps(env))
+    first = [env.step(action) for action in actions[3:]]
+    env.unwrapped.restore(saved)
+    second = [twin.step(action) for action in actions[3:]]
+    assert data_equivalence(first, second, exact=True)
+    env.unwrapped.step(actions[3])
+    assert data_equivalence(env.unwrapped.step(actions[4]), second[-1], exact=True)
+    assert second[-1][3] is True and second[-1][4]["generated"] is True
+    assert second[-1][4]["memory_points"] > 0 and second[-1][4]["memory_bytes"] > 0
