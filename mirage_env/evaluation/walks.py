@@ -1,0 +1,264 @@
+"""Held-out walks: a model continues a simulated scene, beside what geometry and the model's parts alone give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirage_env.codec.wan import to_float, to_uint8
+from mirage_env.evaluation.codec import reconstruct
+from mirage_env.evaluation.metrics import (
+    Interval,
+    abs_rel,
+    bootstrap,
+    cells_all,
+    cells_to_pixels,
+    pooled_psnr,
+    psnr,
+    ssim,
+)
+from mirage_env.geometry.projection import backproject, project
+from mirage_env.memory.latent import LatentMemory, MemoryState
+from mirage_env.types import Cameras, Frames, SceneSpec
+from mirage_env.world_model import WorldModel
+
+CHUNK = 8
+SKY_M = 1e4
+"""A depth at which no walk has parallax."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A true walk through one scene, in the frame of an environment: the first camera is at the world's origin."""
+
+    family: str
+    seed: int
+    truth: Frames
+    """The given picture, then the frames to generate."""
+    camera_height_m: float
+    """The floor is the plane y = camera_height_m."""
+
+    @property
+    def scene(self) -> SceneSpec:
+        """What a model is given."""
+        first = self.truth.cameras[:1]
+        return SceneSpec(
+            first.world_from_camera[0], first.intrinsics_px[0], self.camera_height_m, self.truth.rgb[0].numpy()
+        )
+
+    @property
+    def goal(self) -> Frames:
+        """What it has to generate."""
+        return self.truth[1:]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a candidate says that the frames of `Walk.goal` look like."""
+
+    rgb: UInt8[Tensor, "T H W 3"]
+    depth_m: Float[Tensor, "T H W"] | None = None
+    """Metres; None where the candidate knows none."""
+
+
+Candidate = Callable[[WorldModel, Walk], Guess]
+
+
+# ---- candidates -----------------------------------------------------------------------------------------------------
+
+
+def generate(model: WorldModel, walk: Walk) -> Guess:
+    """The model itself, in chunks of `CHUNK` frames."""
+    _, state = model.begin(walk.scene, walk.seed)
+    chunks = []
+    for start in range(0, len(walk.goal), CHUNK):
+        frames, state = model.advance(state, walk.goal.cameras[start : start + CHUNK])
+        chunks.append(frames)
+    return Guess(torch.cat([x.rgb for x in chunks]).cpu(), torch.cat([x.depth_m for x in chunks]).cpu())
+
+
+class BlankMemory(LatentMemory):
+    """Writes nothing, so that every readout is empty."""
+
+    def write(
+        self,
+        state: MemoryState,
+        latents: Float[Tensor, "T C h w"],
+        depth_m: Float[Tensor, "_ H W"],
+        valid: Bool[Tensor, "_ _ _"],
+        cameras: Cameras,
+    ) -> MemoryState:
+        return state
+
+
+def generate_without_memory(model: WorldModel, walk: Walk) -> Guess:
+    """The same model with empty readouts; its preceding and reference frames stay."""
+    forgetful = copy.copy(model)
+    forgetful.memory = BlankMemory(model.preset.memory)
+    return generate(forgetful, walk)
+
+
+def repeat(model: WorldModel, walk: Walk) -> Guess:
+    """The first frame, again and again."""
+    return Guess(walk.truth.rgb[:1].expand_as(walk.goal.rgb))
+
+
+@torch.inference_mode()
+def warp_true_depth(model: WorldModel, walk: Walk) -> Guess:
+    """What geometry alone gives: the first frame's tokens, written at their true places; holes get its mean colour."""
+    first = walk.truth[:1]
+    camera = first.cameras.to(model.device)
+    with model._precision():
+        latents = model.codec.encode(to_float(first.rgb.to(model.device))).float()
+    empty = model.memory.empty(model.codec.channels, model.device)
+    static = ~(first.sky | first.dynamic).to(model.device)
+    return _warp(model, walk, model.memory.write(empty, latents, first.depth_m.to(model.device), static, camera))
+
+
+def warp_predicted_depth(model: WorldModel, walk: Walk) -> Guess:
+    """The same, with the depth that the model sees in the first frame."""
+    _, state = model.begin(walk.scene, walk.seed)
+    return _warp(model, walk, state.memory)
+
+
+@torch.inference_mode()
+def _warp(model: WorldModel, walk: Walk, memory: MemoryState) -> Guess:
+    shown = model.memory.read(memory, walk.goal.cameras.to(model.device).resized(model.latent_size))
+    colour = walk.truth.rgb[0].float().mean((0, 1)).round().to(torch.uint8)
+    plain = colour.expand(1, *model.size, 3)
+    with model._precision():
+        hole = model.codec.encode(to_float(plain.to(model.device))).float()
+        latents = torch.where(shown.visible[:, None], shown.tokens.float(), hole)
+        rgb = to_uint8(model.codec.decode(latents[:, None])[:, 0]).cpu()
+    visible = cells_to_pixels(shown.visible.cpu(), model.size)
+    return Guess(torch.where(visible[..., None], rgb, plain))
+
+
+def reconstruct_truth(model: WorldModel, walk: Walk) -> Guess:
+    """The true frames through the codec: the ceiling."""
+    return Guess(reconstruct(model, walk.goal.rgb))
+
+
+@torch.inference_mode()
+def see_truth(model: WorldModel, walk: Walk) -> Guess:
+    """The true frames themselves, with the depth that the model's perception sees in each of them alone."""
+    goal = walk.goal
+    nothing = torch.zeros(len(goal), *model.latent_size, device=model.device)
+    with model._precision():
+        images = to_float(goal.rgb.to(model.device))
+        seen = model.perception(images, goal.cameras.to(model.device), nothing, walk.camera_height_m)
+    return Guess(goal.rgb, seen.depth_m.float().cpu())
+
+
+CANDIDATES: Mapping[str, Candidate] = {
+    "model": generate,
+    "no memory": generate_without_memory,
+    "first frame": repeat,
+    "warp, true depth": warp_true_depth,
+    "warp, predicted depth": warp_predicted_depth,
+    "codec": reconstruct_truth,
+    "truth": see_truth,
+}
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+METRICS = ("psnr_db", "seen_psnr_db", "unseen_psnr_db", "ssim", "depth_abs_rel")
+"""psnr_db: mean over frames, static pixels. seen, unseen: pooled over the static pixels of a walk's cells that the
+first frame showed whole, or not at all. ssim: mean over frames. depth_abs_rel: mean over frames, static pixels that are not sky."""
+Scores = dict[str, dict[str, float]]
+"""candidate -> metric -> value"""
+
+
+@dataclass(frozen=True)
+class WalkResult:
+    """One walk, what the candidates made of it, and their scores."""
+
+    walk: Walk
+    guesses: dict[str, Guess]
+    scores: Scores
+
+
+def evaluate_walk(model: WorldModel, walk: Walk, candidates: Mapping[str, Candidate] = CANDIDATES) -> WalkResult:
+    """Every candidate on one walk."""
+    guesses = {name: candidate(model, walk) for name, candidate in candidates.items()}
+    return WalkResult(walk, guesses, {name: score(guess, walk, model.latent_size) for name, guess in guesses.items()})
+
+
+def score(guess: Guess, walk: Walk, grid: tuple[int, int]) -> dict[str, float]:
+    """The metrics of one guess; `grid` is the size (h, w) of the cells that are told apart as seen and unseen.
+
+    NaN stands for what a guess has no score in: depth that it does not give, cells that the walk does not have.
+    """
+    goal = walk.goal
+    static = ~goal.dynamic
+    seen = seen_in_first_frame(walk.truth)
+    shown, hidden = (cells_to_pixels(cells_all(x, grid), walk.truth.cameras.size) for x in (seen, ~seen))
+    depth_error = torch.tensor(torch.nan)
+    if guess.depth_m is not None:
+        depth_error = abs_rel(guess.depth_m, goal.depth_m, static & ~goal.sky).nanmean()
+    values = (
+        psnr(guess.rgb, goal.rgb, static).nanmean(),
+        pooled_psnr(guess.rgb, goal.rgb, static & shown),
+        pooled_psnr(guess.rgb, goal.rgb, static & hidden),
+        ssim(guess.rgb, goal.rgb).mean(),
+        depth_error,
+    )
+    return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
+
+
+def seen_in_first_frame(truth: Frames, tolerance: float = 0.05) -> Bool[Tensor, "T H W"]:
+    """Which pixels of the frames after the first one show a surface (or sky) that the first one shows, by true depth.
+
+    A point was seen if it falls into the first frame and is at most `tolerance` farther than what that shows there, which
+    is taken at the farthest of nine pixels: in doubt it was seen.
+    """
+    depth = torch.where(truth.sky, SKY_M, truth.depth_m)
+    height, width = truth.cameras.size
+    points = backproject(depth[1:], truth.cameras[1:])
+    position, distance = project(points.reshape(-1, 3), truth.cameras[:1])
+    x, y = position[0].unbind(-1)
+    inside = (distance[0] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    farthest = F.max_pool2d(depth[:1], 3, 1, 1)[0]
+    surface = farthest[torch.where(inside, y, 0.0).long(), torch.where(inside, x, 0.0).long()]
+    return (inside & (distance[0] <= surface * (1.0 + tolerance))).view(points.shape[:3])
+
+
+def summarise(results: Sequence[WalkResult]) -> dict[str, dict[str, Interval]]:
+    """candidate -> metric -> mean over walks with its 95% bootstrap interval over scenes."""
+    return {
+        name: {metric: bootstrap([r.scores[name][metric] for r in results]) for metric in METRICS}
+        for name in results[0].scores
+    }
+
+
+def margin(results: Sequence[WalkResult], better: str, worse: str, metric: str = "psnr_db") -> Interval:
+    """How much more `better` scores than `worse`, walk by walk: pairs cancel how hard the scenes are."""
+    return bootstrap([r.scores[better][metric] - r.scores[worse][metric] for r in results])
+
+
+# ---- where walks come from ------------------------------------------------------------------------------------------
+
+
+def from_first_camera(family: str, seed: int, frames: Frames) -> Walk:
+    """A simulated walk, given in its scene's world (floor at y = 0), moved to that of an environment.
+
+    There the first camera is at the origin with no yaw, so that only its pitch and roll are left.
+    """
+    poses = frames.cameras.world_from_camera
+    centre, forward = poses[0, :3, 3], poses[0, :3, 2]
+    cos, sin = F.normalize(forward[[2, 0]], dim=0)
+    here_from_scene = torch.eye(4)
+    here_from_scene[:3, :3] = torch.stack(
+        [torch.stack([cos, cos * 0, -sin]), torch.tensor([0.0, 1.0, 0.0]), torch.stack([sin, sin * 0, cos])]
+    )
+    here_from_scene[:3, 3] = -here_from_scene[:3, :3] @ centre
+    cameras = replace(frames.cameras, world_from_camera=here_from_scene @ poses)
+    parts = {f.name: getattr(frames, f.name) for f in fields(frames)} | {"cameras": cameras}
+    return Walk(family, seed, Frames(**parts), float(-centre[1]))
