@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.resources import revision
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Stage(ABC):
     name: str
     model: nn.Module
     """Only parameters that require a gradient are trained."""
+    codec_hash: str | None = None
+    """sha256 of the codec whose latents this stage learns on; a checkpoint of another codec is refused."""
 
     @abstractmethod
     def losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -93,11 +96,10 @@ def train(
     ema = {n: p.detach().clone() for n, p in parameters.items()}
     step, seconds = 0, 0.0
     if checkpoint.exists():
-        step, seconds = _load(checkpoint, stage.name, config, parameters, ema, optimizer)
+        step, seconds = _load(checkpoint, stage, parameters, ema, optimizer)
 
     started = saved = time.monotonic()
     generator = torch.Generator(device)
-    log = (folder / f"{stage.name}.jsonl").open("a")
     stage.model.train()
     while step < config.steps:
         for group in optimizer.param_groups:
@@ -117,15 +119,15 @@ def train(
         now = time.monotonic()
         elapsed = seconds + now - started
         if step % config.log_every == 0 or step == config.steps:
-            values = {name: float(v) for name, v in losses.items()} | {"grad_norm": float(norm), "seconds": elapsed}
+            values = {name: float(v.detach()) for name, v in losses.items()} | {"grad_norm": float(norm), "seconds": elapsed}
             if step % config.validate_every == 0 or step == config.steps:
                 values |= _validate(stage, parameters, ema)
-            log.write(json.dumps({"step": step} | {k: round(v, 6) for k, v in values.items()}) + "\n")
-            log.flush()
+            with (folder / f"{stage.name}.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step} | {k: round(v, 6) for k, v in values.items()}) + "\n")
             report(step, values)
         out_of_time = now - started > stop_after_s
         if step == config.steps or out_of_time or now - saved > config.save_seconds:
-            _save(checkpoint, stage.name, config, step, elapsed, parameters, ema, optimizer)
+            _save(checkpoint, stage, config, step, elapsed, parameters, ema, optimizer)
             saved = now
         if out_of_time and step < config.steps:
             return False
@@ -162,27 +164,54 @@ class _swapped:
         self._swap()
 
 
-def _save(path, name, config, step, seconds, parameters, ema, optimizer) -> None:
+def _save(
+    path: Path,
+    stage: Stage,
+    config: LoopConfig,
+    step: int,
+    seconds: float,
+    parameters: dict[str, nn.Parameter],
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
     tensors = {f"model.{n}": p.detach() for n, p in parameters.items()} | {f"ema.{n}": t for n, t in ema.items()}
     for n, p in parameters.items():
         for key, value in optimizer.state[p].items():
             tensors[f"optimizer.{n}.{key}"] = value
-    tensors = {k: v.contiguous() for k, v in tensors.items()}
-    metadata = {"stage": name, "step": step, "seconds": seconds, "config": asdict(config)}
+    metadata = {
+        "stage": stage.name,
+        "codec_hash": stage.codec_hash,
+        "step": step,
+        "seconds": seconds,
+        "config": asdict(config),
+        "revision": revision(),
+    }
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"mirage": json.dumps(metadata)})
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"mirage": json.dumps(metadata)})
     os.replace(temporary, path)
 
 
-def _load(path, name, config, parameters, ema, optimizer) -> tuple[int, float]:
+def _load(
+    path: Path,
+    stage: Stage,
+    parameters: dict[str, nn.Parameter],
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> tuple[int, float]:
+    """Restores weights, averages and optimiser; returns the steps and the seconds already spent."""
     try:
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get("mirage", "{}"))
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise WeightsError(f"the checkpoint {path} is damaged ({error}); delete it to start this stage anew") from None
-    if metadata.get("stage") != name or {f"model.{n}" for n in parameters} != {k for k in stored if k[:6] == "model."}:
-        raise WeightsError(f'the checkpoint {path} was not made by stage "{name}" of this model; use another folder')
+    shapes = {k[6:]: v.shape for k, v in stored.items() if k.startswith("model.")}
+    if metadata.get("stage") != stage.name or shapes != {n: p.shape for n, p in parameters.items()}:
+        raise WeightsError(
+            f'the checkpoint {path} was not made by stage "{stage.name}" of this model; use another folder'
+        )
+    if metadata.get("codec_hash") != stage.codec_hash:
+        raise WeightsError(f"the checkpoint {path} was trained on the latents of another codec; use another folder")
     for n, p in parameters.items():
         p.data.copy_(stored[f"model.{n}"])
         ema[n].copy_(stored[f"ema.{n}"])

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.training.loop import LoopConfig, Stage, train
+
+CONFIG = LoopConfig(steps=12, learning_rate=0.05, warmup=2, log_every=4, validate_every=4, precision="fp32", save_seconds=0)
+
+
+class LineFit(Stage):
+    """Learns y = 3 x from noisy batches."""
+
+    name = "line"
+
+    def __init__(self, stop_at: int | None = None):
+        torch.manual_seed(0)
+        self.model, self.stop_at = nn.Linear(1, 1), stop_at
+
+    def losses(self, step, generator):
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 1, generator=generator)
+        return {"loss": (self.model(x) - 3 * x).square().mean()}
+
+    def validate(self):
+        return {"slope": float(self.model.weight.detach())}
+
+    def export(self, folder, card):
+        (folder / "line.json").write_text(json.dumps({**card, "weight": float(self.model.weight.detach())}))
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
+    assert train(LineFit(), CONFIG, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(LineFit(stop_at=7), CONFIG, tmp_path / "killed")
+    assert train(LineFit(), CONFIG, tmp_path / "killed")
+    whole, killed = (load_file(tmp_path / name / "line.ckpt.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole)
+    results = [json.loads((tmp_path / name / "line.json").read_text())["weight"] for name in ("whole", "killed")]
+    assert results[0] == results[1]
+
+
+def test_it_learns_logs_and_exports_its_average(tmp_path):
+    config = replace(CONFIG, steps=200, ema=0.9)
+    told: list[int] = []
+    train(LineFit(), config, tmp_path, report=lambda step, values: told.append(step))
+    log = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert told == [row["step"] for row in log] == list(range(4, 201, 4))
+    assert log[-1]["loss"] < 0.1 * log[0]["loss"]
+    card = json.loads((tmp_path / "line.json").read_text())
+    assert card["weight"] == pytest.approx(3.0, abs=0.2) and card["metrics"]["slope"] == card["weight"]
+    assert card["steps"] == 200
+
+
+def test_it_stops_in_time_and_says_so(tmp_path):
+    assert not train(LineFit(), CONFIG, tmp_path, stop_after_s=0.0)
+    assert not (tmp_path / "line.json").exists()
+    while not train(LineFit(), CONFIG, tmp_path, stop_after_s=0.0):
+        pass
+    assert (tmp_path / "line.json").exists()
+
+
+def test_the_rate_warms_up_and_decays():
+    config = LoopConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
+    assert config.rate(0) == pytest.approx(0.1)
+    assert config.rate(30) == 1.0
+    assert config.rate(75) == pytest.approx(0.5)
+    assert config.rate(99) == pytest.approx(0.02)
+
+
+def test_a_batch_that_is_not_finite_is_left_out(tmp_path):
+    class Bad(LineFit):
+        def losses(self, step, generator):
+            losses = super().losses(step, generator)
+            return {"loss": losses["loss"] * (float("nan") if step == 3 else 1.0)}
+
+    train(Bad(), CONFIG, tmp_path)
+    state = load_file(tmp_path / "line.ckpt.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+
+
+def test_damaged_and_foreign_checkpoints_are_told(tmp_path):
+    train(LineFit(), CONFIG, tmp_path)
+    checkpoint = tmp_path / "line.ckpt.safetensors"
+
+    class Other(LineFit):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Sequential(self.model)
+
+    with pytest.raises(WeightsError, match='was not made by stage "line" of this model'):
+        train(Other(), CONFIG, tmp_path)
+    other_codec = LineFit()
+    other_codec.codec_hash = "0" * 64
+    with pytest.raises(WeightsError, match="trained on the latents of another codec"):
+        train(other_codec, CONFIG, tmp_path)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:40])
+    with pytest.raises(WeightsError, match="is damaged .*; delete it to start this stage anew"):
+        train(LineFit(), CONFIG, tmp_path)
+
+
+def test_the_config_checks_itself():
+    with pytest.raises(InvalidValueError, match="steps >= 1"):
+        LoopConfig(steps=0)

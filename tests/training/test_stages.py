@@ -1,0 +1,146 @@
+"""Every stage of the recipe on a made-up clip store: it runs, learns something, and its files load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mirage_env.codec.wan import CodecConfig, WanCodec
+from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
+from mirage_env.errors import ImageError, InvalidValueError, WeightsError
+from mirage_env.geometry.poses import intrinsics_from_fov
+from mirage_env.memory.latent import MemoryConfig
+from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
+from mirage_env.resources import sha256_of
+from mirage_env.training.clips import SKY, ClipStore
+from mirage_env.training.codec import CodecLossConfig, CodecStage
+from mirage_env.training.loop import LoopConfig, train
+from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
+from mirage_env.training.photos import photo_crops
+from mirage_env.training.world import WorldLossConfig, WorldStage, encode_store
+from mirage_env.weights import load_weights
+
+CLIPS, FRAMES, SIDE = 6, 6, 32
+LOOP = LoopConfig(steps=3, warmup=1, log_every=1, validate_every=3, save_seconds=1e9)
+CODEC = CodecConfig(channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, is_residual=True)
+PERCEPTION = PerceptionConfig(widths=(8, 16), blocks=1)
+DENOISER = DenoiserConfig(channels=6, heads=2, head_dim=24, ffn_dim=48, layers=2, memory_layers=(0,), text_dim=8)
+
+
+@pytest.fixture
+def store(tmp_path) -> ClipStore:
+    """A wall two metres ahead below a sky, and a camera that steps back."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    wall = rng.integers(0, 255, (CLIPS, 1, SIDE, SIDE, 3), dtype=np.uint8)
+    masks = np.zeros((CLIPS, FRAMES, SIDE, SIDE), np.uint8)
+    masks[:, :, :8] = SKY
+    depth = np.full((CLIPS, FRAMES, SIDE, SIDE), 2.0, np.float16) + np.float16(0.1) * np.arange(FRAMES)[:, None, None]
+    poses = np.tile(np.eye(4, dtype=np.float32), (CLIPS, FRAMES, 1, 1))
+    poses[:, :, 2, 3] = -0.1 * np.arange(FRAMES)
+    poses[:, :, 1, 3] = -1.2
+    intrinsics = np.tile(intrinsics_from_fov(1.2, (SIDE, SIDE)).numpy(), (CLIPS, 1, 1))
+    arrays = {
+        "rgb": np.repeat(wall, FRAMES, 1),
+        "depth": depth.astype(np.float16),
+        "masks": masks,
+        "poses": poses,
+        "intrinsics": intrinsics,
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    about = {"clips": CLIPS, "frames": FRAMES, "size": [SIDE, SIDE], "first_seed": 1_000_000}
+    (folder / "clips.json").write_text(json.dumps(about))
+    return ClipStore(folder)
+
+
+@pytest.fixture
+def trained(store, tmp_path):
+    """A folder with a codec and a perception that went through their stages, and the store with latents."""
+    pictures = store.array("rgb").reshape(-1, SIDE, SIDE, 3)
+    codec_stage = CodecStage(CODEC, CodecLossConfig(batch=2, crop=16), pictures, pictures, held_out=4)
+    assert train(codec_stage, LOOP, tmp_path)
+    stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(batch=2), store, held_out=2)
+    assert train(stage, LOOP, tmp_path)
+    codec, perception = WanCodec(CODEC).eval(), TinyPerception(PERCEPTION).eval()
+    load_weights(tmp_path / "codec.safetensors", codec, "codec")
+    load_weights(tmp_path / "perception.safetensors", perception, "perception")
+    codec_hash = sha256_of(tmp_path / "codec.safetensors")
+    encode_store(store, codec, perception, codec_hash, lambda done, total: None)
+    return tmp_path, codec, codec_hash
+
+
+def test_exported_codec_gives_latents_of_unit_scale(trained, store):
+    _, codec, codec_hash = trained
+    latents = store.array(f"latents-{codec_hash[:12]}").astype(np.float32)
+    assert latents.shape == (CLIPS, FRAMES, 6, SIDE // 8, SIDE // 8)
+    assert 0.5 < latents.std() < 2.0 and abs(latents.mean()) < 0.5
+
+
+def test_predicted_depth_keeps_the_first_frames_error(trained, store):
+    """The untrained network sees one depth everywhere; every frame is brought to the first frame's error."""
+    predicted, truth = (store.array(name).astype(np.float32) for name in ("predicted_depth", "depth"))
+    error = np.log(np.median(predicted[:, :, 8:], (2, 3)) / np.median(truth[:, :, 8:], (2, 3)))
+    assert np.abs(error - error[:, :1]).max() < 0.02
+
+
+def test_the_denoiser_trains_and_is_bound_to_its_codec(trained, store):
+    folder, codec, codec_hash = trained
+    loss = WorldLossConfig(batch=2, chunks=(1, 2), keyframe_stride=2)
+    stage = WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, held_out=2)
+    first = stage.model.transformer.proj_out.weight.detach().clone()
+    assert train(stage, LOOP, folder)
+    assert not torch.equal(first, stage.model.transformer.proj_out.weight)
+    row = json.loads((folder / "denoiser.jsonl").read_text().splitlines()[-1])
+    assert {"psnr_codec", "psnr_warp", "psnr_repeat", "psnr_steps1", "psnr_steps2", "gap_closed"} <= row.keys()
+    load_weights(folder / "denoiser.safetensors", Denoiser(DENOISER), "denoiser", codec_hash=codec_hash)
+    with pytest.raises(WeightsError, match="take both from one training run"):
+        load_weights(folder / "denoiser.safetensors", Denoiser(DENOISER), "denoiser", codec_hash="0" * 64)
+
+
+def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
+    _, codec, codec_hash = trained
+    stage = WorldStage(DENOISER, WorldLossConfig(keyframe_stride=2), MemoryConfig(), [store], codec, codec_hash)
+    condition, clean = stage.batch(0, np.array([1, 3]), overlap=3, n=2, rng=None)
+    latents = torch.from_numpy(store.array(f"latents-{codec_hash[:12]}")[[1, 3]].astype(np.float32))
+    torch.testing.assert_close(clean, latents[:, 4:6])
+    assert condition.noisy.tolist() == [False] * (condition.references + 1) + [True] * 2 + [False] * 2
+    torch.testing.assert_close(condition.clean[:, condition.references], latents[:, 3])
+    torch.testing.assert_close(condition.clean[:, -2:], latents[:, 1:3])
+    # the camera steps straight back from a wall: what it saw stays in view
+    assert float(condition.readout_extra[:, 1:3, 0, 2:].mean()) > 0.5
+
+
+def test_perception_learns_the_wall(store):
+    stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(batch=2), store, held_out=2)
+    before = stage.validate()["abs_rel"]
+    config = replace(LOOP, steps=40, learning_rate=1e-2, ema=0.5, validate_every=40)
+    train(stage, config, store.folder / "perception")
+    stage.model.eval()
+    assert stage.validate()["abs_rel"] < 0.5 * before
+
+
+def test_iou_of_masks():
+    a, b = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    assert iou(a, b) == pytest.approx(1 / 3) and iou(a, a) == 1.0
+    assert iou(torch.zeros(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)) == 1.0
+
+
+def test_photo_crops(tmp_path):
+    from PIL import Image
+
+    with pytest.raises(ImageError, match="no pictures .* below"):
+        list(photo_crops(tmp_path, 32, 2, seed=0))
+    Image.fromarray(np.full((50, 90, 3), 200, np.uint8)).save(tmp_path / "grey.png")
+    crops = list(photo_crops(tmp_path, 32, 3, seed=0))
+    assert len(crops) == 3 and all(c.shape == (32, 32, 3) and (c == 200).all() for c in crops)
+
+
+def test_an_unfinished_store_is_told(tmp_path):
+    with pytest.raises(InvalidValueError, match="no finished clip store"):
+        ClipStore(tmp_path)
