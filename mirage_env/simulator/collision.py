@@ -34,8 +34,8 @@ def free(scene: Scene, position_xz: Float[Tensor, "N 2"], radius: float) -> Bool
     # Scaling the disc into the ellipse's unit circle is not its exact distance, but never lets it in.
     rounded = torch.hypot(x / (half[:, 0] + radius), z / (half[:, 2] + radius))
     touches = torch.where(scene.ellipsoid[solid], rounded < 1, outside < radius)
-    x0, z0, x1, z1 = scene.walkable
-    inside = (position_xz[:, 0] >= x0) & (position_xz[:, 0] <= x1) & (position_xz[:, 1] >= z0) & (position_xz[:, 1] <= z1)
+    low, high = scene.walkable[:, :2], scene.walkable[:, 2:]
+    inside = ((position_xz[:, None] >= low) & (position_xz[:, None] <= high)).all(-1).any(1)
     return inside & ~touches.any(1)
 
 

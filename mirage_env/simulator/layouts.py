@@ -15,14 +15,15 @@ from mirage_env.simulator.builder import Builder, Paint, Place
 from mirage_env.simulator.furniture import ORIGIN
 
 DOOR_TOP = 2.06
+Rect = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a layout tells besides its objects."""
 
-    bounds: tuple[float, float, float, float]
-    """x0, z0, x1, z1 of the floor on which a camera may be."""
+    floors: tuple[Rect, ...]
+    """Where a camera may be: the union of x0, z0, x1, z1."""
     height: float
     outdoors: bool
     """Whether the sun and the sky light the place directly."""
@@ -263,7 +264,7 @@ def room(b: Builder) -> Plan:
     furnish(b, walls, 0.85)
     outside(b, 5)
     walkers(b, x0, z0, x1, z1)
-    return Plan((x0, z0, x1, z1), height, False)
+    return Plan(((x0, z0, x1, z1),), height, False)
 
 
 def corridor(b: Builder) -> Plan:
@@ -280,7 +281,7 @@ def corridor(b: Builder) -> Plan:
                 holes[side].append(Opening(along, width))
                 niches.append((side, along, width))
     walls = shell(b, -half, z0, half, z1, height, tuple(tuple(h) for h in holes), windows=(0, 2))
-    reach = half
+    floors: list[Rect] = [(-half, z0, half, z1)]
     for side, along, width in niches:
         deep, wide = rng.uniform(2.2, 3.4), rng.uniform(2.2, 3.3)
         z = z0 + along if side == 1 else z1 - along
@@ -293,7 +294,8 @@ def corridor(b: Builder) -> Plan:
         sill = b.paint("wood", "stone", repeat_m=0.8)
         b.solid(ORIGIN, np.sign(x0 + x1) * (half + gap / 2), z, -0.05, (gap, 0.051, width), sill)
         furnish(b, side_walls, 0.7)
-        reach = max(reach, abs(x0), abs(x1))
+        floors.append((x0, lo, x1, hi))
+        floors.append((min(x1, half), z - width / 2, max(x0, -half), z + width / 2))
     for w in (walls[1], walls[3]):
         along = 0.8
         while along < w.length - 0.7:
@@ -313,7 +315,7 @@ def corridor(b: Builder) -> Plan:
         b.solid(ORIGIN, 0, 0, 0, (1.1 * half, 0.012, 0.8 * length), b.paint("carpet", "pile", repeat_m=1.0))
     outside(b, 9)
     walkers(b, -half, z0, half, z1)
-    return Plan((-reach, z0, reach, z1), height, False)
+    return Plan(tuple(floors), height, False)
 
 
 def apartment(b: Builder) -> Plan:
@@ -356,7 +358,7 @@ def apartment(b: Builder) -> Plan:
     outside(b, 7)
     bounds = (-shift_x, -shift_z, xs[-1] - gap - shift_x, zs[-1] - gap - shift_z)
     walkers(b, *bounds)
-    return Plan(bounds, height, False)
+    return Plan((bounds,), height, False)
 
 
 def courtyard(b: Builder) -> Plan:
@@ -416,7 +418,7 @@ def courtyard(b: Builder) -> Plan:
                 b.paint("grass", "tile", "stone", repeat_m=1.5))  # fmt: skip
     outside(b, 9)
     walkers(b, x0, z0, x1, z1, 0.4)
-    return Plan((x0, z0, x1, z1), height, True)
+    return Plan(((x0, z0, x1, z1),), height, True)
 
 
 def gallery(b: Builder) -> Plan:
@@ -474,7 +476,11 @@ def gallery(b: Builder) -> Plan:
     b.solid(ORIGIN, 0, 0, -0.12, (90, 0.05, 90), b.paint("floor", repeat_m=2.5))
     reach = 0.6 * radius
     walkers(b, -reach, -reach, reach, reach)
-    return Plan((-radius, -radius, radius, radius), height, False)
+    # The disc within the polygon, as a few boxes.
+    disc = radius * np.cos(np.pi / sides) - 0.05
+    turns = [np.deg2rad(a) for a in (15, 30, 45, 60, 75)]
+    halves = [(float(disc * np.cos(a)), float(disc * np.sin(a))) for a in turns]
+    return Plan(tuple((-x, -z, x, z) for x, z in halves), height, False)
 
 
 LAYOUTS: dict[str, Callable[[Builder], Plan]] = {

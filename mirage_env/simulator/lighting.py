@@ -75,7 +75,7 @@ def bake(
     ellipsoid: Bool[Tensor, "N"],
     lamps: list[tuple],
     to_sun: Float[Tensor, "3"],
-    bounds: tuple[float, float, float, float],
+    floors: tuple[tuple[float, float, float, float], ...],
     height: float,
     outdoors: bool,
 ) -> tuple[Float[Tensor, "6 x y z"], Float[Tensor, "2 3"]]:
@@ -84,7 +84,8 @@ def bake(
     `lamps` are (position, colour, metres at which the light has halved). The grid is exposed so that the places where a camera
     may be are neither dark nor blown out.
     """
-    x0, z0, x1, z1 = bounds
+    corners = torch.tensor(floors)
+    x0, z0, x1, z1 = *corners[:, :2].amin(0).tolist(), *corners[:, 2:].amax(0).tolist()
     box = torch.tensor([[x0 - 0.5, -height - 0.5, z0 - 0.5], [x1 + 0.5, 0.0, z1 + 0.5]])
     cell = (box[1] - box[0]) / torch.tensor(GRID)
     axes = [box[0, i] + (torch.arange(GRID[i]) + 0.5) * cell[i] for i in range(3)]
@@ -110,17 +111,15 @@ def bake(
     for position, colour, reach in lamps:
         gap = torch.tensor(position, dtype=torch.float32) - points
         square = gap.square().sum(-1, keepdim=True)
-        near = float(square.min()) < 1e9
         falloff = 1.0 / (1.0 + square / (reach * reach))
-        if near:
-            clear = _transmittance(full, points, points + gap, box[0], cell)
-            shine(2.0 * torch.tensor(colour) * falloff, gap / (square + 0.05).sqrt(), clear)
+        clear = _transmittance(full, points, points + gap, box[0], cell)
+        shine(2.0 * torch.tensor(colour) * falloff, gap / (square + 0.05).sqrt(), clear)
 
     light = torch.cat([mean, direction / mean.mean(-1, keepdim=True)], -1).permute(3, 0, 1, 2)
     # Cells inside solids take the light of their empty neighbours, or walls would bleed darkness into the room.
     light = _blur(light * empty, 3) / _blur(empty[None], 3)
     indoors = empty[3:-3, 4:-1, 3:-3] > 0.9
     exposure = 1.0 / light[:3, 3:-3, 4:-1, 3:-3].mean(0)[indoors].mean()
-    light[:3] *= exposure * (1.15 if outdoors else 1.05)
+    light[:3] *= exposure * (1.0 if outdoors else 0.9)
     light[:3] = light[:3].clamp(max=3.5)
     return light.contiguous(), box

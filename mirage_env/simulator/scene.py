@@ -54,8 +54,8 @@ class Scene:
     zenith: Float[Tensor, "3"]
     horizon: Float[Tensor, "3"]
     cloud_texture: int
-    walkable: Float[Tensor, "4"]
-    """x0, z0, x1, z1 of the floor on which a camera may be."""
+    walkable: Float[Tensor, "R 4"]
+    """x0, z0, x1, z1 of boxes of floor, in whose union a camera may be."""
     light: Float[Tensor, "6 x y z"]
     """Irradiance on a grid over `light_box`: mean (RGB), and a direction vector that says how it differs by normal."""
     light_box: Float[Tensor, "2 3"]
@@ -104,7 +104,7 @@ def make_scene(seed: int, family: str) -> Scene:
     still = mover < 0
     light, light_box = bake(
         centre[still], half[still], yaw[still], ellipsoid[still], builder.lights,
-        torch.from_numpy(to_sun).float(), plan.bounds, plan.height, plan.outdoors,
+        torch.from_numpy(to_sun).float(), plan.floors, plan.height, plan.outdoors,
     )  # fmt: skip
     return Scene(
         family=family, seed=seed, bank=key, centre=centre, half=half, yaw=yaw, ellipsoid=ellipsoid, mover=mover,
@@ -114,6 +114,6 @@ def make_scene(seed: int, family: str) -> Scene:
         path_from=paths(0, 3), path_to=paths(1, 3), period_s=paths(2, 1), phase=paths(3, 1),
         zenith=torch.tensor([0.10 + 0.18 * haze, 0.24 + 0.14 * haze, 0.55]),
         horizon=torch.tensor([0.62 + 0.2 * haze, 0.72 + 0.08 * haze, 0.85]),
-        cloud_texture=builder.pick("clouds"), walkable=torch.tensor(plan.bounds, dtype=torch.float32),
+        cloud_texture=builder.pick("clouds"), walkable=torch.tensor(plan.floors, dtype=torch.float32),
         light=light, light_box=light_box,
     )  # fmt: skip

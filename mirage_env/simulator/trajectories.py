@@ -55,7 +55,7 @@ def sample_trajectory(
 
 def _start(scene: Scene, rng: np.random.Generator, height: float) -> tuple[float, float, float]:
     """A free place and a heading with a view: the median depth is above a metre where the scene allows it."""
-    low, high = scene.walkable[:2].numpy(), scene.walkable[2:].numpy()
+    low, high = scene.walkable[:, :2].amin(0).numpy(), scene.walkable[:, 2:].amax(0).numpy()
     for radius in (0.35, RADIUS_M):
         for _ in range(20):
             spots = torch.from_numpy(rng.uniform(low, high, (64, 2)).astype(np.float32))
