@@ -1,11 +1,11 @@
 """The `mirage-env` command. Thin: it parses, calls and prints; heavy imports stay inside the commands.
 
-A new command is one function here. A family of commands (`train`, `eval` ...) is a `typer.Typer` that is filled in this
-file too, with `app.add_typer(...)`, so that `--help` stays instant.
+A new command is one function here, and its imports stay inside it, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -108,6 +108,46 @@ def info() -> None:
     out.print(table)
 
 
+@app.command()
+def train(
+    stage: Annotated[
+        str, typer.Argument(help="render, codec, perception, latents or denoiser; all runs them one after another.")
+    ] = "all",
+    recipe: Annotated[
+        str, typer.Option(help="A name in envs_config/train, or the path of a .yaml file.")
+    ] = "mirage-tiny",
+    folder: Annotated[
+        Path, typer.Option("--out", help="Clips, checkpoints and weights; name it again to go on.")
+    ] = Path("runs/mirage-tiny"),
+    photos: Annotated[
+        Path | None, typer.Option(help="A folder of photographs that the codec learns from beside the simulator.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Stop after so many minutes, to go on with another call.")] = math.inf,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+) -> None:
+    """Train the embedded model anew. Every stage goes on where it was cut off, to the same result.
+
+    [dim]mirage-env train --photos ~/Pictures --minutes 10[/]
+    """
+    from mirage_env.artefacts import prepare_folder
+    from mirage_env.training.recipe import STAGES, load_recipe, run_stage
+    from mirage_env.world_model import resolve_device
+
+    plan, target, place = load_recipe(recipe), prepare_folder(folder), str(resolve_device(device))
+    deadline = time.monotonic() + 60.0 * minutes
+    for name in STAGES if stage == "all" else (stage,):
+        with _Meter(name, 1, unit="steps") as meter:
+
+            def tell(done: int, total: int, values: dict[str, float], meter: _Meter = meter) -> None:
+                meter.update(done, total, "  ".join(f"{key} {value:.3g}" for key, value in values.items()))
+
+            whole = run_stage(name, plan, target, photos, place, deadline - time.monotonic(), tell)
+        if not whole:
+            out.print(f"{name} is not finished; the same command goes on")
+            return
+    out.print(f"done; the weights are in {escape(str(target))}")
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(H, W) from "128" or "96x160"."""
     parts = text.lower().split("x")
@@ -135,9 +175,9 @@ def _weights_lines() -> list[str]:
 
 
 class _Meter:
-    """A progress bar with frames a second, and how long the work took."""
+    """A progress bar with its rate, and how long the work took."""
 
-    def __init__(self, what: str, total: int):
+    def __init__(self, what: str, total: int, unit: str = "frames"):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
@@ -146,10 +186,11 @@ class _Meter:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=out,
         )
-        self._task = self._bar.add_task(what, total=total, rate="")
-        self._total = total
+        self._task = self._bar.add_task(what, total=total, rate="", note="")
+        self._total, self._unit = total, unit
         self._marks: list[tuple[float, int]] = []
 
     def __enter__(self) -> _Meter:
@@ -161,9 +202,10 @@ class _Meter:
         self.seconds = time.perf_counter() - self._start
         self._bar.stop()
 
-    def update(self, done: int, total: int) -> None:
+    def update(self, done: int, total: int, note: str = "") -> None:
         self._marks.append((time.perf_counter(), done))
-        self._bar.update(self._task, completed=done, total=total, rate=f"{self.rate:.1f} frames/s" if self.rate else "")
+        rate = f"{self.rate:.1f} {self._unit}/s" if self.rate else ""
+        self._bar.update(self._task, completed=done, total=total, rate=rate, note=note)
 
     @property
     def rate(self) -> float:

@@ -81,6 +81,9 @@ class Readout:
     index: Int[Tensor, "V h w"]
     """Row of the winner in the memory; -1 where no point fell."""
 
+    def __getitem__(self, views: slice | Tensor) -> Readout:
+        return Readout(**{f.name: getattr(self, f.name)[views] for f in fields(self)})
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -105,7 +108,9 @@ class Frames:
     @staticmethod
     def cat(frames: Sequence[Frames]) -> Frames:
         """One run of frames after another."""
-        tensors = {f.name: torch.cat([getattr(x, f.name) for x in frames]) for f in fields(Frames) if f.name != "cameras"}
+        tensors = {
+            f.name: torch.cat([getattr(x, f.name) for x in frames]) for f in fields(Frames) if f.name != "cameras"
+        }
         return Frames(**tensors, cameras=Cameras.cat([x.cameras for x in frames]))
 
 

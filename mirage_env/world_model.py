@@ -1,6 +1,6 @@
 """The world model: one image begins a world, a path of cameras continues it. State goes in and comes out.
 
-    image -> codec.encode -> memory.write -> memory.read -> denoise -> codec.decode -> depth/masks -> memory.write -> observe
+image -> codec.encode -> memory.write -> memory.read -> denoise -> codec.decode -> depth/masks -> memory.write -> observe
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
 from mirage_env.memory.recall import recall
 from mirage_env.perception.tiny import Perceived, PerceptionConfig, TinyPerception
 from mirage_env.resources import WEIGHTS, sha256_of
-from mirage_env.types import Cameras, Frames, SceneSpec
+from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.weights import load_weights
 
 DEFAULT_FOV_DEG = 70.0
@@ -171,8 +171,12 @@ class WorldModel:
         """
         cameras = self._checked(cameras)
         stride = self.temporal_stride
-        targets = cameras.resized(self.latent_size)[stride - 1 :: stride]
-        condition = self._condition(state, targets)
+        grid = cameras.resized(self.latent_size)
+        targets = grid[stride - 1 :: stride]
+        past = state.history.cameras
+        readout = self.memory.read(state.memory, Cameras.cat([past, grid]))  # one projection serves the whole chunk
+        shown = readout[len(past) :]
+        condition = self._condition(state, targets, readout)
         with self._precision():
             latents = sample(self.denoiser, condition, self._noise(state, condition), self.preset.sampler)
             images = self.codec.decode_after(state.history.latents[-1:][None], latents)[0]
@@ -180,7 +184,6 @@ class WorldModel:
         rgb = to_uint8(images)
         images = to_float(rgb)  # what an observer gets is what is seen and remembered
 
-        shown = self.memory.read(state.memory, cameras.resized(self.latent_size))
         with self._precision():
             seen = self.perception(images, cameras, shown.depth_m, state.floor_y)
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
@@ -227,16 +230,19 @@ class WorldModel:
         """What a world holds: points and bytes of its memory, and its drift score."""
         return {"memory_points": len(state.memory), "memory_bytes": state.memory.nbytes, "drift": state.drift}
 
-    def _condition(self, state: WorldState, targets: Cameras) -> ChunkCondition:
-        """Readout, overlap, preceding and reference frames of the next chunk."""
-        history = state.history
-        views = Cameras.cat([history.cameras[-1:], targets, history.cameras[:-1]])
-        readout = self.memory.read(state.memory, views)
+    def _condition(self, state: WorldState, targets: Cameras, readout: Readout) -> ChunkCondition:
+        """All that the denoiser is told; `readout` shows the memory to the history's frames and to every coming frame."""
+        past, stride = len(state.history.cameras), self.temporal_stride
+        overlap, coming = [past - 1], range(past + stride - 1, past + stride * len(targets), stride)
         keyframes = state.keyframes[:-1]  # the last keyframe is the overlap frame itself
         chosen = recall(keyframes.depth_m, keyframes.cameras, targets, self.denoiser.config.references)
-        references = keyframes[chosen]
         return make_condition(
-            readout, targets, history.latents, history.cameras, references.latents, references.cameras
+            readout[torch.tensor([*overlap, *coming, *range(past - 1)], device=self.device)],
+            targets,
+            state.history.latents,
+            state.history.cameras,
+            keyframes.latents[chosen],
+            keyframes.cameras[chosen],
         )
 
     def _noise(self, state: WorldState, condition: ChunkCondition) -> Float[Tensor, "1 n c h w"]:

@@ -93,10 +93,17 @@ class ChunkCondition:
         """The warp: the readout, and where that is empty the overlap frame."""
         return self.clean[:, self.noisy]
 
+    def to(self, device: torch.device | str) -> ChunkCondition:
+        """The same condition on another device."""
+        names = ("clean", "noisy", "readout", "readout_extra", "rays")
+        return replace(self, **{x: getattr(self, x).to(device) for x in names})
+
     @staticmethod
     def cat(conditions: list[ChunkCondition]) -> ChunkCondition:
         """Worlds with equal segment lengths side by side."""
-        worlds = {x: torch.cat([getattr(c, x) for c in conditions]) for x in ("clean", "readout", "readout_extra", "rays")}
+        worlds = {
+            x: torch.cat([getattr(c, x) for c in conditions]) for x in ("clean", "readout", "readout_extra", "rays")
+        }
         return replace(conditions[0], **worlds)
 
 

@@ -53,7 +53,13 @@ class MemoryTransformer(WanTransformer3DModel):
     `ray_channels` of camera rays, for all frames, come through zero-initialised embeddings of their own.
     """
 
-    _skip_layerwise_casting_patterns = ["patch_embedding", "readout_embedding", "ray_embedding", "condition_embedder", "norm"]
+    _skip_layerwise_casting_patterns = [
+        "patch_embedding",
+        "readout_embedding",
+        "ray_embedding",
+        "condition_embedder",
+        "norm",
+    ]
     _no_split_modules = ["WanTransformerBlock", "MemoryBlock"]
     _repeated_blocks = ["WanTransformerBlock", "MemoryBlock"]
 
@@ -104,7 +110,13 @@ class MemoryTransformer(WanTransformer3DModel):
         dim, patch = num_attention_heads * attention_head_dim, tuple(patch_size)
         self.memory_blocks = nn.ModuleList(
             MemoryBlock(
-                dim, ffn_dim, num_attention_heads, first=i == 0, qk_norm=qk_norm, cross_attn_norm=cross_attn_norm, eps=eps
+                dim,
+                ffn_dim,
+                num_attention_heads,
+                first=i == 0,
+                qk_norm=qk_norm,
+                cross_attn_norm=cross_attn_norm,
+                eps=eps,
             )
             for i in range(len(memory_layers))
         )
@@ -166,7 +178,9 @@ class MemoryTransformer(WanTransformer3DModel):
         embedded, modulation, text, _ = self.condition_embedder(
             timestep.flatten(), encoder_hidden_states, None, timestep_seq_len=frames
         )
-        embedded, modulation = (x.repeat_interleave(rows * columns, 1) for x in (embedded, modulation.unflatten(2, (6, -1))))
+        embedded, modulation = (
+            x.repeat_interleave(rows * columns, 1) for x in (embedded, modulation.unflatten(2, (6, -1)))
+        )
 
         hints: dict[int, Tensor] = {}
         skip = references * rows * columns
@@ -183,7 +197,9 @@ class MemoryTransformer(WanTransformer3DModel):
         for layer, block in enumerate(self.blocks):
             tokens = self._run(block, tokens, text, modulation, rotary)
             if layer in hints:
-                tokens = torch.cat([tokens[:, :skip], tokens[:, skip:] + hints[layer]], 1) if skip else tokens + hints[layer]
+                tokens = (
+                    torch.cat([tokens[:, :skip], tokens[:, skip:] + hints[layer]], 1) if skip else tokens + hints[layer]
+                )
 
         shift, scale = (self.scale_shift_table.unsqueeze(0) + embedded.unsqueeze(2)).unbind(2)
         tokens = self.proj_out((self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
@@ -204,7 +220,9 @@ class MemoryTransformer(WanTransformer3DModel):
         assert not unexpected and all(key.split(".")[0] in ("memory_blocks", "readout_embedding") for key in missing)
         for block, layer in zip(model.memory_blocks, memory_layers, strict=True):
             source = {key: value.clone() for key, value in backbone.blocks[layer].state_dict().items()}
-            assert all(k.startswith("proj_") for k in block.load_state_dict(source, strict=False, assign=True).missing_keys)
+            assert all(
+                k.startswith("proj_") for k in block.load_state_dict(source, strict=False, assign=True).missing_keys
+            )
         return model.train(backbone.training)
 
 

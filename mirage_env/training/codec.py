@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from mirage_env.codec.wan import CodecConfig, WanCodec, to_float
 from mirage_env.training.loop import Stage

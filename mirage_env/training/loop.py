@@ -119,7 +119,10 @@ def train(
         now = time.monotonic()
         elapsed = seconds + now - started
         if step % config.log_every == 0 or step == config.steps:
-            values = {name: float(v.detach()) for name, v in losses.items()} | {"grad_norm": float(norm), "seconds": elapsed}
+            values = {name: float(v.detach()) for name, v in losses.items()} | {
+                "grad_norm": float(norm),
+                "seconds": elapsed,
+            }
             if step % config.validate_every == 0 or step == config.steps:
                 values |= _validate(stage, parameters, ema)
             with (folder / f"{stage.name}.jsonl").open("a") as log:

@@ -108,7 +108,9 @@ class PerceptionStage(Stage):
         return self.memory.read(state, camera.resized(grid)).depth_m[0]
 
     def export(self, folder: Path, card: dict) -> None:
-        save_weights(folder / "perception.safetensors", self.model, {"kind": "perception", "config": self.config, **card})
+        save_weights(
+            folder / "perception.safetensors", self.model, {"kind": "perception", "config": self.config, **card}
+        )
 
 
 def _weakened(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:

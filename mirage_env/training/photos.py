@@ -23,7 +23,7 @@ def photo_crops(folder: Path, size: int, crops_a_photo: int, seed: int) -> Itera
     if not paths:
         raise ImageError(f"no pictures ({', '.join(sorted(SUFFIXES))}) below {folder}; name a folder that holds some")
     rng = np.random.default_rng(seed)
-    for path in paths:
+    for path in rng.permutation(np.array(paths, dtype=object)):  # so that the last ones, held out, are any
         with Image.open(path) as opened:
             image = opened.convert("RGB")
         image.thumbnail((2048, 2048), Image.Resampling.BOX)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 
 from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
-from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
 from mirage_env.perception.tiny import TinyPerception
-from mirage_env.resources import sha256_of
+from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
 from mirage_env.training.loop import LoopConfig, Stage, train
@@ -26,8 +25,8 @@ from mirage_env.weights import load_weights
 from mirage_env.world_model import Preset
 
 STAGES = ("render", "codec", "perception", "latents", "denoiser")
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""(stage, done, total, latest values)"""
+Report = Callable[[int, int, dict[str, float]], None]
+"""(done, total, latest values)"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,16 @@ class Recipe:
             raise InvalidValueError("a recipe needs at least one clip store")
 
 
+def load_recipe(source: str) -> Recipe:
+    """A recipe by its name in `envs_config/train`, or from the path of a YAML."""
+    if source.endswith((".yaml", ".yml")):
+        return load_config(source, Recipe)
+    path = ENVS_CONFIG / "train" / f"{source}.yaml"
+    if not path.is_file():
+        raise UnknownNameError("recipe", source, (p.stem for p in path.parent.glob("*.yaml")))
+    return load_config(path, Recipe)
+
+
 def run_stage(
     stage: str,
     recipe: Recipe,
@@ -71,7 +80,7 @@ def run_stage(
     photos: Path | None = None,
     device: str = "cpu",
     stop_after_s: float = math.inf,
-    report: Report = lambda stage, done, total, values: None,
+    report: Report = lambda done, total, values: None,
 ) -> bool:
     """Runs one stage in `folder`, going on where it was cut off; True when it is whole.
 
@@ -79,11 +88,11 @@ def run_stage(
     weights lie in `folder` as codec.safetensors, perception.safetensors and denoiser.safetensors.
     """
     if stage not in STAGES:
-        raise InvalidValueError(f'unknown training stage "{stage}"; known are {", ".join(STAGES)}')
+        raise UnknownNameError("training stage", stage, STAGES)
     preset = load_config(recipe.preset, Preset)
     if stage == "render":
         for i, config in enumerate(recipe.stores):
-            render_clips(folder / f"clips-{i}", config, report=lambda done, total: report(stage, done, total, {}))
+            render_clips(folder / f"clips-{i}", config, report=lambda done, total: report(done, total, {}))
         return True
     stores = [ClipStore(folder / f"clips-{i}") for i in range(len(recipe.stores))]
     if stage == "latents":
@@ -91,7 +100,7 @@ def run_stage(
         perception = TinyPerception(preset.perception).eval()
         load_weights(folder / "perception.safetensors", perception, "perception")
         for store in stores:
-            encode_store(store, codec, perception, codec_hash, lambda done, total: report(stage, done, total, {}))
+            encode_store(store, codec, perception, codec_hash, lambda done, total: report(done, total, {}))
         return True
 
     torch.manual_seed(0)  # the first weights
@@ -105,12 +114,7 @@ def run_stage(
         job = WorldStage(
             preset.denoiser, recipe.denoiser.loss, preset.memory, stores, *_codec(preset, folder), device=device
         )
-    started = time.monotonic()
-
-    def tell(step: int, values: dict[str, float]) -> None:
-        report(stage, step, loop.steps, values | {"this_run_s": time.monotonic() - started})
-
-    return train(job, loop, folder, device, stop_after_s, tell)
+    return train(job, loop, folder, device, stop_after_s, lambda step, values: report(step, loop.steps, values))
 
 
 def _codec(preset: Preset, folder: Path) -> tuple[WanCodec, str]:
@@ -132,6 +136,6 @@ def _pictures(
     if not cached.exists():
         crops = np.stack(list(photo_crops(photos, stores[0].config.size[0], recipe.photo_crops, seed=0)))
         if len(crops) <= 64:
-            raise WeightsError(f"the pictures below {photos} gave {len(crops)} crops, too few to hold 64 out; add some")
+            raise ImageError(f"the pictures below {photos} gave {len(crops)} crops, too few to hold 64 out; add some")
         np.save(cached, crops)
     return frames, np.load(cached, mmap_mode="r")

@@ -173,9 +173,7 @@ class WorldStage(Stage):
         past = keys[:-1]
         seen = depth_to_grid(depth[past], static[past], tuple(latents.shape[2:]), "bilinear")
         count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
-        chosen = past[
-            recall(seen, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)
-        ]
+        chosen = past[recall(seen, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
         return readout, chosen, history, grid_cameras, latents
 
     def validate(self) -> dict[str, float]:
@@ -206,4 +204,3 @@ class WorldStage(Stage):
     def export(self, folder: Path, card: dict) -> None:
         card = {"kind": "denoiser", "config": self.config, "codec_hash": self.codec_hash, **card}
         save_weights(folder / "denoiser.safetensors", self.model, card)
-

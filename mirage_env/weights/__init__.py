@@ -38,7 +38,9 @@ def read_card(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}; train them, or install the package with its weights") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise WeightsError(f"the weights file {path} is damaged ({' '.join(str(error).split())}); get it again") from None
+        raise WeightsError(
+            f"the weights file {path} is damaged ({' '.join(str(error).split())}); get it again"
+        ) from None
     if "kind" not in card:
         raise WeightsError(f"{path} holds no weights of this package (no card inside); name one that it wrote")
     return card

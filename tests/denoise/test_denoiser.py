@@ -74,7 +74,11 @@ def test_rays_are_told_in_the_overlap_frame(some_cameras):
     rays = ray_channels(cameras, cameras[:1])
     torch.testing.assert_close(rays[:, :3].norm(dim=1), torch.ones(3, 4, 6))
     torch.testing.assert_close(rays[:, 5, 0, 0], torch.tensor([0.0, 0.1, 0.2]))
-    moved = replace(cameras, world_from_camera=torch.eye(4).index_put((torch.tensor([0]), torch.tensor([3])), torch.tensor(7.0)) @ cameras.world_from_camera)
+    moved = replace(
+        cameras,
+        world_from_camera=torch.eye(4).index_put((torch.tensor([0]), torch.tensor([3])), torch.tensor(7.0))
+        @ cameras.world_from_camera,
+    )
     torch.testing.assert_close(ray_channels(moved, moved[:1]), rays, atol=1e-5, rtol=1e-5)
 
 

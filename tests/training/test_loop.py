@@ -11,7 +11,9 @@ from torch import nn
 from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.training.loop import LoopConfig, Stage, train
 
-CONFIG = LoopConfig(steps=12, learning_rate=0.05, warmup=2, log_every=4, validate_every=4, precision="fp32", save_seconds=0)
+CONFIG = LoopConfig(
+    steps=12, learning_rate=0.05, warmup=2, log_every=4, validate_every=4, precision="fp32", save_seconds=0
+)
 
 
 class LineFit(Stage):
