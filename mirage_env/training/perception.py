@@ -29,6 +29,8 @@ class PerceptionLossConfig:
     """Spread of the log scale by which that memory is wrong."""
     gradient_weight: float = 0.5
     mask_weight: float = 0.2
+    half_size_share: float = 0.25
+    """Share of batches at half the clips' resolution."""
     cell_px: int = 8
     """Size of a memory cell."""
 
@@ -56,6 +58,9 @@ class PerceptionStage(Stage):
         clips = rng.integers(0, len(self.store) - self.held_out, self.loss.batch)
         frames, others = rng.integers(0, self.store.config.frames, (2, self.loss.batch))
         inputs, depth, sky, dynamic = self._batch(clips, frames, others, rng)
+        if rng.random() < self.loss.half_size_share:
+            inputs = F.avg_pool2d(inputs, 2)
+            depth, sky, dynamic = (x[:, ::2, ::2] for x in (depth, sky, dynamic))
         log_depth, sky_logit, dynamic_logit = self.model.logits(inputs).unbind(1)
         solid = ~sky
         error = (log_depth - depth.clamp_min(1e-2).log()) * solid
