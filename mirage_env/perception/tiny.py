@@ -108,7 +108,9 @@ class TinyPerception(nn.Module):
         memory_depth_m: Float[Tensor, "T h w"],
         floor_y: float,
     ) -> Perceived:
-        log_depth, sky, dynamic = self.logits(perception_inputs(images, cameras, memory_depth_m, floor_y)).unbind(1)
+        with torch.autocast(images.device.type, enabled=False):  # geometry needs full precision
+            inputs = perception_inputs(images, cameras, memory_depth_m, floor_y)
+        log_depth, sky, dynamic = self.logits(inputs).unbind(1)
         depth = log_depth.exp().clamp(0.05, self.config.max_depth_m)
         return Perceived(depth, sky > 0.0, dynamic > 0.0)
 

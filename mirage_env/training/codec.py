@@ -58,8 +58,8 @@ class CodecStage(Stage):
         self.sources = [(photos, loss.photo_share), (frames, 1.0 - loss.photo_share)]
         self.held_out = held_out
 
-    def losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        images = self._batch(generator)
+    def losses(self, batch: Float[Tensor, "n 3 h w"], generator: torch.Generator) -> dict[str, Tensor]:
+        images = batch
         latents = self.model.moments(images)[:, : self.config.channels]
         spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
@@ -73,7 +73,7 @@ class CodecStage(Stage):
             "latent_size": size.detach(),
         }
 
-    def _batch(self, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
+    def batch(self, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
         cpu = torch.Generator().manual_seed(generator.initial_seed())
         crops, side = [], self.loss.crop
         for _ in range(self.loss.batch):

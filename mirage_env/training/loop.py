@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,8 +65,12 @@ class Stage(ABC):
     """sha256 of the codec whose latents this stage learns on; a checkpoint of another codec is refused."""
 
     @abstractmethod
-    def losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named scalars of one batch; "loss" is the one that is minimised."""
+    def batch(self, generator: torch.Generator) -> Any:
+        """One batch, prepared in full precision: geometry must not meet a bfloat16 product."""
+
+    @abstractmethod
+    def losses(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named scalars of the batch, computed in the loop's precision; "loss" is the one that is minimised."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -105,8 +109,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
         generator.manual_seed(config.seed * 1_000_003 + step)
+        batch = stage.batch(generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-            losses = stage.losses(step, generator)
+            losses = stage.losses(batch, generator)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip)

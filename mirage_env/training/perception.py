@@ -35,6 +35,10 @@ class PerceptionLossConfig:
     """Size of a memory cell."""
 
 
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Network inputs (B, 8, H, W), depth (B, H, W) in metres, sky and dynamic masks (B, H, W)."""
+
+
 class PerceptionStage(Stage):
     """Trains on all clips but the last `held_out`, which validate."""
 
@@ -53,14 +57,17 @@ class PerceptionStage(Stage):
         self.memory = LatentMemory(MemoryConfig())
         self.rgb, self.depth, self.masks = (store.array(name) for name in ("rgb", "depth", "masks"))
 
-    def losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def batch(self, generator: torch.Generator) -> Batch:
         rng = np.random.default_rng(generator.initial_seed())
         clips = rng.integers(0, len(self.store) - self.held_out, self.loss.batch)
         frames, others = rng.integers(0, self.store.config.frames, (2, self.loss.batch))
-        inputs, depth, sky, dynamic = self._batch(clips, frames, others, rng)
+        inputs, *truth = self._pictures(clips, frames, others, rng)
         if rng.random() < self.loss.half_size_share:
-            inputs = F.avg_pool2d(inputs, 2)
-            depth, sky, dynamic = (x[:, ::2, ::2] for x in (depth, sky, dynamic))
+            inputs, truth = F.avg_pool2d(inputs, 2), [x[:, ::2, ::2] for x in truth]
+        return inputs, *truth
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        inputs, depth, sky, dynamic = batch
         log_depth, sky_logit, dynamic_logit = self.model.logits(inputs).unbind(1)
         solid = ~sky
         error = (log_depth - depth.clamp_min(1e-2).log()) * solid
@@ -77,7 +84,7 @@ class PerceptionStage(Stage):
         rng = np.random.default_rng(0)
         clips = np.arange(len(self.store) - self.held_out, len(self.store))
         frames = rng.integers(0, self.store.config.frames, len(clips))
-        inputs, depth, sky, dynamic = self._batch(clips, frames, None, None)
+        inputs, depth, sky, dynamic = self._pictures(clips, frames, None, None)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             log_depth, sky_logit, dynamic_logit = torch.cat([self.model.logits(x) for x in inputs.split(8)]).unbind(1)
         relative = ((log_depth.exp() - depth).abs() / depth.clamp_min(1e-2))[~sky]
@@ -87,7 +94,7 @@ class PerceptionStage(Stage):
             "dynamic_iou": iou(dynamic_logit > 0, dynamic),
         }
 
-    def _batch(self, clips, frames, others, rng):
+    def _pictures(self, clips, frames, others, rng):
         """Network inputs, depth (metres), sky and dynamic masks; memories and blur only where `rng` is given."""
         images = to_float(torch.from_numpy(self.rgb[clips, frames]))
         depth = torch.from_numpy(self.depth[clips, frames].astype(np.float32))

@@ -99,17 +99,21 @@ class WorldStage(Stage):
         self.memory, self.codec, self.codec_hash = LatentMemory(memory), codec.eval(), codec_hash
         self.latents = [store.array(f"latents-{codec_hash[:12]}") for store in stores]
 
-    def losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         rng = np.random.default_rng(generator.initial_seed())
         shares = np.array([len(store) for store in self.stores], dtype=float)
         which = int(rng.choice(len(self.stores), p=shares / shares.sum()))
         n = int(rng.choice(self.loss.chunks))
         overlap = int(rng.integers(0, self.stores[which].config.frames - n))
         clips = rng.integers(0, len(self.stores[which]) - self.held_out, self.loss.batch)
-        condition, clean = self.batch(which, clips, overlap, n, rng)
+        return self.chunks(which, clips, overlap, n, rng)
 
-        sigma = torch.sigmoid(torch.randn(len(clips), generator=generator, device=self.device))
-        pure = torch.rand(len(clips), generator=generator, device=self.device) < self.loss.pure_noise
+    def losses(
+        self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"]], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        condition, clean = batch
+        sigma = torch.sigmoid(torch.randn(len(clean), generator=generator, device=self.device))
+        pure = torch.rand(len(clean), generator=generator, device=self.device) < self.loss.pure_noise
         sigma = torch.where(pure, 1.0, sigma)
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
         level = sigma[:, None, None, None, None]
@@ -122,7 +126,7 @@ class WorldStage(Stage):
             "warp_error": (condition.base - clean).square().mean(),
         }
 
-    def batch(
+    def chunks(
         self, which: int, clips: np.ndarray, overlap: int, n: int, rng: np.random.Generator | None
     ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         """Condition and clean target latents of chunks that begin after frame `overlap`; no noise or choice without `rng`."""
@@ -181,7 +185,7 @@ class WorldStage(Stage):
         store = self.stores[0]
         clips = np.arange(len(store) - self.held_out, len(store))[:16]
         n = min(8, store.config.frames - 1)
-        condition, clean = self.batch(0, clips, 0, n, None)
+        condition, clean = self.chunks(0, clips, 0, n, None)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         truth = to_float(torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n])).flatten(0, 1)
         result = {}

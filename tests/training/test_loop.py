@@ -25,11 +25,13 @@ class LineFit(Stage):
         torch.manual_seed(0)
         self.model, self.stop_at = nn.Linear(1, 1), stop_at
 
-    def losses(self, step, generator):
-        if step == self.stop_at:
+    def batch(self, generator):
+        if generator.initial_seed() == self.stop_at:  # with seed 0 that is the step
             raise KeyboardInterrupt
-        x = torch.randn(8, 1, generator=generator)
-        return {"loss": (self.model(x) - 3 * x).square().mean()}
+        return torch.randn(8, 1, generator=generator)
+
+    def losses(self, batch, generator):
+        return {"loss": (self.model(batch) - 3 * batch).square().mean()}
 
     def validate(self):
         return {"slope": float(self.model.weight.detach())}
@@ -79,9 +81,9 @@ def test_the_rate_warms_up_and_decays():
 
 def test_a_batch_that_is_not_finite_is_left_out(tmp_path):
     class Bad(LineFit):
-        def losses(self, step, generator):
-            losses = super().losses(step, generator)
-            return {"loss": losses["loss"] * (float("nan") if step == 3 else 1.0)}
+        def losses(self, batch, generator):
+            losses = super().losses(batch, generator)
+            return {"loss": losses["loss"] * (float("nan") if generator.initial_seed() == 3 else 1.0)}
 
     train(Bad(), CONFIG, tmp_path)
     state = load_file(tmp_path / "line.ckpt.safetensors")

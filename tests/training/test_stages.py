@@ -106,7 +106,7 @@ def test_the_denoiser_trains_and_is_bound_to_its_codec(trained, store):
 def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
     _, codec, codec_hash = trained
     stage = WorldStage(DENOISER, WorldLossConfig(keyframe_stride=2), MemoryConfig(), [store], codec, codec_hash)
-    condition, clean = stage.batch(0, np.array([1, 3]), overlap=3, n=2, rng=None)
+    condition, clean = stage.chunks(0, np.array([1, 3]), overlap=3, n=2, rng=None)
     latents = torch.from_numpy(store.array(f"latents-{codec_hash[:12]}")[[1, 3]].astype(np.float32))
     torch.testing.assert_close(clean, latents[:, 4:6])
     assert condition.noisy.tolist() == [False] * (condition.references + 1) + [True] * 2 + [False] * 2
