@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag, pad
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.simulator.lighting import GRID
@@ -108,7 +109,7 @@ def _stage(scenes: list[Scene], where: Tensor, cameras: Cameras, time_s: Tensor)
     for s in scenes:
         number = [s.yaw.cos(), s.yaw.sin(), s.ellipsoid.float(), s.texture.float(), s.uv_turned.float(), s.glow, (s.mover >= 0).float()]
         table = torch.cat([s.centre, s.half, s.tint, s.uv_scale, s.uv_offset, torch.stack(number, 1)], 1)
-        rows.append(torch.nn.functional.pad(table, (0, 0, 0, most - len(table))))
+        rows.append(pad(table, (0, 0, 0, most - len(table))))
     table = torch.stack(rows)[where]
     for view, i in enumerate(where.tolist()):
         s = scenes[i]
@@ -200,6 +201,11 @@ def _picture(stage: _Stage, textures: Bank) -> tuple[Tensor, Tensor, Tensor, Ten
     return rgb, torch.where(sky, 0.0, depth).reshape(shape), sky.reshape(shape), moving.reshape(shape)
 
 
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """values[index] for 1-D values; several times faster than indexing with brackets."""
+    return values.index_select(0, index.reshape(-1)).view(index.shape)
+
+
 def _pixels(views: int, height: int, width: int, device: torch.device) -> Vector:
     """View number and centre (x, y) of every pixel, in image order, each (V * H * W,)."""
     view = torch.arange(views, device=device)[:, None, None].expand(views, height, width)
@@ -211,12 +217,12 @@ def _pixels(views: int, height: int, width: int, device: torch.device) -> Vector
 def _directions(stage: _Stage, view: Tensor, x: Tensor, y: Tensor) -> Vector:
     """World directions of image positions, each (P,); times z-depth they are offsets from the eye."""
     r = stage.ray
-    return tuple(r[i, 0][view] * x + r[i, 1][view] * y + r[i, 2][view] for i in range(3))
+    return tuple(_at(r[i, 0], view) * x + _at(r[i, 1], view) * y + _at(r[i, 2], view) for i in range(3))
 
 
 def _hit(stage: _Stage, rows: Tensor, ray: Vector) -> Tensor:
     """z-depth at which rays meet the objects `rows` (broadcast against the rays), FAR where they miss or start inside."""
-    c = {name: stage.columns[name][rows] for name in _GEOMETRY}
+    c = {name: _at(stage.columns[name], rows) for name in _GEOMETRY}
     dx, dy, dz = ray
     local = (c["cos"] * dx - c["sin"] * dz, dy, c["sin"] * dx + c["cos"] * dz)
     enter, leave = None, None
@@ -274,8 +280,9 @@ def _first_hits(stage: _Stage, ray: Vector) -> tuple[Tensor, Tensor]:
     overlap = (in_y[:, :, None] & in_x[:, None]).reshape(-1, count)
     tile, rank = overlap.nonzero(as_tuple=True)
     tile_view = tile // (across * down)
-    rows = tile_view * count + order.flatten()[tile_view * count + rank]
-    near = low[..., 2].flatten()[tile_view * count + rank]
+    slot = tile_view * count + rank
+    rows = (tile_view * count + _at(order.flatten(), slot)).to(torch.int32)
+    near = _at(low[..., 2].flatten(), slot)
     number = overlap.sum(1)
     start = number.cumsum(0) - number
 
@@ -286,18 +293,18 @@ def _first_hits(stage: _Stage, ray: Vector) -> tuple[Tensor, Tensor]:
     for k in range(int(number.max()) if len(number) else 0):
         active = (number > k).nonzero()[:, 0]
         candidate = start[active] + k
-        open_ = near[candidate] < farthest[active]
+        open_ = _at(near, candidate) < _at(farthest, active)
         active, candidate = active[open_], candidate[open_]
         if not len(active):
             continue
-        objects = rows[candidate]
-        found = _hit(stage, objects[:, None], (dx[active], dy[active], dz[active]))
-        old = depth[active]
+        objects = _at(rows, candidate)
+        found = _hit(stage, objects[:, None], (dx.index_select(0, active), dy.index_select(0, active), dz.index_select(0, active)))
+        old = depth.index_select(0, active)
         better = found < old
         old = torch.minimum(old, found)
-        depth[active] = old
-        row[active] = torch.where(better, objects[:, None].to(torch.int32), row[active])
-        farthest[active] = old.amax(1)
+        depth.index_copy_(0, active, old)
+        row.index_copy_(0, active, torch.where(better, objects[:, None], row.index_select(0, active)))
+        farthest.index_copy_(0, active, old.amax(1))
     return to_image(depth), to_image(row).long()
 
 
@@ -305,9 +312,9 @@ def _refined(
     stage: _Stage, textures: Bank, view: Tensor, x: Tensor, y: Tensor, picture_row: Tensor, pixels: Tensor
 ) -> Tensor:
     """(3, P) colours of edge pixels from four samples each, cast against what the pixel and its four neighbours show."""
-    padded = torch.nn.functional.pad(picture_row[:, None].float(), (1, 1, 1, 1), mode="replicate")[:, 0].long()
+    padded = pad(picture_row[:, None].float(), (1, 1, 1, 1), mode="replicate")[:, 0].long()
     near = [picture_row, padded[:, 1:-1, 2:], padded[:, 1:-1, :-2], padded[:, 2:, 1:-1], padded[:, :-2, 1:-1]]
-    candidates = [n.reshape(-1)[pixels].repeat(4) for n in near]
+    candidates = [_at(n.reshape(-1), pixels).repeat(4) for n in near]
     jitter_x = torch.tensor([s for s, _ in SUB_SAMPLES], device=x.device).repeat_interleave(len(pixels))
     jitter_y = torch.tensor([s for _, s in SUB_SAMPLES], device=x.device).repeat_interleave(len(pixels))
     view = view.repeat(4)
@@ -335,22 +342,26 @@ def _shade(
     sky = row < 0
     c = stage.columns
     obj = row.clamp(min=0)
+
+    def take(name: str) -> Tensor:
+        return _at(c[name], obj)
+
     t = torch.where(sky, 1.0, depth)
     dx, dy, dz = ray
-    cos, sin = c["cos"][obj], c["sin"][obj]
-    lx = c["origin_x"][obj] + t * (cos * dx - sin * dz)
-    ly = c["origin_y"][obj] + t * dy
-    lz = c["origin_z"][obj] + t * (sin * dx + cos * dz)
+    cos, sin = take("cos"), take("sin")
+    lx = take("origin_x") + t * (cos * dx - sin * dz)
+    ly = take("origin_y") + t * dy
+    lz = take("origin_z") + t * (sin * dx + cos * dz)
 
     # The outward normal in the object's frame; texture axes follow its largest component, as on a cube.
-    qx, qy, qz = lx / c["half_x"][obj], ly / c["half_y"][obj], lz / c["half_z"][obj]
+    qx, qy, qz = lx / take("half_x"), ly / take("half_y"), lz / take("half_z")
     ax, ay, az = qx.abs(), qy.abs(), qz.abs()
     on_x = (ax >= ay) & (ax >= az)
     on_y = ~on_x & (ay >= az)
     on_z = ~(on_x | on_y)
     nx, ny, nz = qx.sign() * on_x, qy.sign() * on_y, qz.sign() * on_z
     face = (on_y * 2 + on_z * 4 + (qx * on_x + qy * on_y + qz * on_z > 0)).to(torch.int64)
-    round_ = ((c["ellipsoid"][obj] > 0) & ~sky).nonzero()[:, 0]
+    round_ = ((take("ellipsoid") > 0) & ~sky).nonzero()[:, 0]
     if len(round_):
         which = obj[round_]
         gx, gy, gz = (q[round_] / c["half_" + n][which] for q, n in zip((qx, qy, qz), "xyz", strict=True))
@@ -358,25 +369,25 @@ def _shade(
         nx[round_], ny[round_], nz[round_] = gx / length, gy / length, gz / length
         face[round_] = 0
 
-    u = torch.where(on_x, lz * c["scale_z"][obj] + c["offset_z"][obj], lx * c["scale_x"][obj] + c["offset_x"][obj])
-    v = torch.where(on_y, lz * c["scale_z"][obj] + c["offset_z"][obj], ly * c["scale_y"][obj] + c["offset_y"][obj])
-    turned = c["turned"][obj] > 0
+    u = torch.where(on_x, lz * take("scale_z") + take("offset_z"), lx * take("scale_x") + take("offset_x"))
+    v = torch.where(on_y, lz * take("scale_z") + take("offset_z"), ly * take("scale_y") + take("offset_y"))
+    turned = take("turned") > 0
     u, v = torch.where(turned, v, u), torch.where(turned, u, v)
 
     world_nx, world_nz = cos * nx + sin * nz, cos * nz - sin * nx
     slope = (world_nx * dx + ny * dy + world_nz * dz).abs() / (dx * dx + dy * dy + dz * dz).sqrt()
-    density = torch.where(on_x, c["scale_z"][obj], c["scale_x"][obj])
-    footprint = t * stage.pixel[view] * density * SIZE / slope.clamp(min=0.05).sqrt()
-    texture = c["texture"][obj].to(torch.int32)
+    density = torch.where(on_x, take("scale_z"), take("scale_x"))
+    footprint = t * _at(stage.pixel, view) * density * SIZE / slope.clamp(min=0.05).sqrt()
+    texture = take("texture").to(torch.int32)
     red, green, blue = _sample(textures, texture, u, v, footprint)
 
     eye = stage.cameras.world_from_camera[:, :3, 3].t().contiguous()
-    point = (eye[0][view] + t * dx, eye[1][view] + t * dy, eye[2][view] + t * dz)
+    point = (_at(eye[0], view) + t * dx, _at(eye[1], view) + t * dy, _at(eye[2], view) + t * dz)
     irradiance = _irradiance(stage, view, point, (world_nx, ny, world_nz))
-    glow = c["glow"][obj]
+    glow = take("glow")
     channels = []
     for value, tint, light in zip((red, green, blue), ("tint_r", "tint_g", "tint_b"), irradiance, strict=True):
-        value = value * c[tint][obj]
+        value = value * take(tint)
         lit = value * value * (light + 1.6 * glow) * 1.3
         channels.append(lit * (1.0 + 0.16 * lit) / (1.0 + lit * 0.62))
     colour = torch.stack(channels)
@@ -405,13 +416,13 @@ def _sample(textures: Bank, texture: Tensor, u: Tensor, v: Tensor, footprint: Te
         x0, y0 = x0.to(torch.int32), y0.to(torch.int32)
         x1, y1 = (x0 + 1) & mask, (y0 + 1) & mask
         x0, y0 = x0 & mask, y0 & mask
-        start = textures.level_offset[mip] + texture * side * side
+        start = _at(textures.level_offset, mip) + texture * side * side
         top, bottom = start + y0 * side, start + y1 * side
         right, down = fx * share, fy * share
         both = fx * down
         weights = (share - right - down + both, right - both, down - both, both)
         for index, weight in zip((top + x0, top + x1, bottom + x0, bottom + x1), weights, strict=True):
-            texel = textures.texels[index].view(torch.uint8).view(-1, 4).float()
+            texel = _at(textures.texels, index).view(torch.uint8).view(-1, 4).float()
             texel *= weight[:, None]
             total = texel if total is None else total.add_(texel)
     assert total is not None
@@ -421,27 +432,27 @@ def _sample(textures: Bank, texture: Tensor, u: Tensor, v: Tensor, footprint: Te
 
 def _irradiance(stage: _Stage, view: Tensor, point: Vector, normal: Vector) -> list[Tensor]:
     """(P,) RGB irradiance from the baked grid, looked up one cell off the surface."""
-    scene = stage.scene[view]
+    scene = _at(stage.scene, view)
     index, weight = [], []
     for p, n, axis, size in zip(point, normal, "xyz", GRID, strict=True):
-        per = stage.per_scene["per_" + axis][scene]
-        g = (p - stage.per_scene["low_" + axis][scene]) * per + (0.9 * n - 0.5)
+        per = _at(stage.per_scene["per_" + axis], scene)
+        g = (p - _at(stage.per_scene["low_" + axis], scene)) * per + (0.9 * n - 0.5)
         g = g.clamp(0.0, size - 1.001)
         floor = g.floor()
         index.append(floor.to(torch.int32))
         weight.append(g - floor)
     cells = GRID[0] * GRID[1] * GRID[2]
     start = scene.to(torch.int32) * cells + (index[0] * GRID[1] + index[1]) * GRID[2] + index[2]
-    total = None
+    corner, share = [], []
     for i in (0, 1):
         wx = weight[0] if i else 1.0 - weight[0]
         for j in (0, 1):
             wxy = wx * (weight[1] if j else 1.0 - weight[1])
             for k in (0, 1):
-                w = wxy * (weight[2] if k else 1.0 - weight[2])
-                value = stage.light[start + ((i * GRID[1] + j) * GRID[2] + k)] * w[:, None]
-                total = value if total is None else total.add_(value)
-    assert total is not None
+                share.append(wxy * (weight[2] if k else 1.0 - weight[2]))
+                corner.append(start + ((i * GRID[1] + j) * GRID[2] + k))
+    # One fused weighted gather of the eight corners.
+    total = embedding_bag(torch.stack(corner, 1), stage.light, mode="sum", per_sample_weights=torch.stack(share, 1))
     total = total.t().contiguous()
     directed = 1.0 + total[3] * normal[0] + total[4] * normal[1] + total[5] * normal[2]
     directed = directed.clamp(min=0.12)
@@ -450,17 +461,17 @@ def _irradiance(stage: _Stage, view: Tensor, point: Vector, normal: Vector) -> l
 
 def _sky(stage: _Stage, textures: Bank, view: Tensor, ray: Vector) -> Tensor:
     """(3, P) sky by direction alone: a gradient from horizon to zenith with soft clouds."""
-    scene = stage.scene[view]
+    scene = _at(stage.scene, view)
     dx, dy, dz = ray
     length = (dx * dx + dy * dy + dz * dz).sqrt()
     up = (-dy / length).clamp(min=0.0)
     s = stage.per_scene
     reach = 0.22 / (up + 0.18)
     u, v = reach * dx / length, reach * dz / length
-    footprint = stage.pixel[view] * reach * SIZE
-    density, _, _ = _sample(textures, s["cloud"][scene].to(torch.int32), u, v, footprint)
+    footprint = _at(stage.pixel, view) * reach * SIZE
+    density, _, _ = _sample(textures, _at(s["cloud"], scene).to(torch.int32), u, v, footprint)
     cloud = 0.85 * density * (up * 5.0).clamp(max=1.0)
     high = up * (2.0 - up)
     return torch.stack([
-        (s["hor_" + n][scene] * (1.0 - high) + s["zen_" + n][scene] * high) * (1.0 - cloud) + 0.93 * cloud for n in "rgb"
+        (_at(s["hor_" + n], scene) * (1.0 - high) + _at(s["zen_" + n], scene) * high) * (1.0 - cloud) + 0.93 * cloud for n in "rgb"
     ])  # fmt: skip
