@@ -80,7 +80,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         UnknownNameError, InvalidValueError: in one sentence, for arguments that make no sense.
     """
 
-    metadata = {"render_modes": ["rgb_array", "depth_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's contract)
+    metadata = {"render_modes": ["rgb_array", "depth_array"], "render_fps": 5}  # noqa: RUF012 (Gymnasium's contract)
     reset_options: tuple[str, ...] = ("world_from_camera",)
     """Names that `reset(options=...)` understands."""
 

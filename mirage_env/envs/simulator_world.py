@@ -1,0 +1,113 @@
+"""The true world behind the same protocol: a procedural scene, drawn exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from mirage_env.envs.actions import pose_from_matrix
+from mirage_env.envs.occupancy import BODY_RADIUS_M
+from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.geometry.poses import rigid, rotation_from_yaw_pitch_roll
+from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, Scene, make_scene, move, render, sample_trajectory
+from mirage_env.simulator.trajectories import SECONDS_PER_FRAME
+from mirage_env.types import Cameras, Frames, SceneSpec
+
+CELL_PX = 8
+"""Pixels a side of a cell of `Frames.remembered`, as in the generated world."""
+ROUNDING_M = 1e-4
+"""Collisions are worked out in float32; less than this is not a hindrance."""
+
+_scene = lru_cache(maxsize=8)(make_scene)
+
+
+@dataclass(frozen=True)
+class SimulatorState:
+    """Where in which scene the world's origin is, and how many frames were drawn."""
+
+    scene: Scene
+    scene_from_world: Float64[Tensor, "4 4"]
+    """A turn about the vertical and a shift: a scene's floor is y = 0, a world's origin is its first camera."""
+    frames: int
+
+
+class SimulatorWorld:
+    """Draws what is there. Its memory is the scene itself: all is remembered, nothing drifts, a draft is the truth.
+
+    `begin` builds the scene of `scene_seed` and draws with `seed` where in it the walk begins.
+    """
+
+    temporal_stride = 1
+
+    def __init__(self, size: tuple[int, int], family: str | None = None):
+        """`size` (H, W) in multiples of 8; without a `family` each scene's seed chooses one of FAMILIES.
+
+        Raises InvalidValueError and UnknownNameError.
+        """
+        if any(side % CELL_PX for side in size):
+            nearest = tuple(max(CELL_PX, round(side / CELL_PX) * CELL_PX) for side in size)
+            raise InvalidValueError(
+                f"the picture size must be a multiple of {CELL_PX} pixels a side, got {size[0]} x {size[1]}; "
+                f"the nearest that works is {nearest[0]} x {nearest[1]}"
+            )
+        if family is not None and family not in (*FAMILIES, HELD_OUT_FAMILY):
+            raise UnknownNameError("scene family", family, (*FAMILIES, HELD_OUT_FAMILY))
+        self.size, self.family = size, family
+        self.latent_size = (size[0] // CELL_PX, size[1] // CELL_PX)
+
+    def family_of(self, scene_seed: int) -> str:
+        """The family of the scene that a seed stands for in this world."""
+        return self.family or FAMILIES[scene_seed % len(FAMILIES)]
+
+    def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, SimulatorState]:
+        """The first frame, from a free place with a view that `seed` draws.
+
+        Raises InvalidValueError for a spec without a scene seed.
+        """
+        if scene.scene_seed is None:
+            raise InvalidValueError("a simulated world needs a scene_seed, got none")
+        built = _scene(scene.scene_seed, self.family_of(scene.scene_seed))
+        start = pose_from_matrix(sample_trajectory(built, np.random.default_rng(seed), "turn", 1)[0])
+        yaw, level = torch.tensor(start.yaw, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        origin = torch.tensor([start.x, -scene.camera_height_m, start.z], dtype=torch.float64)
+        scene_from_world = rigid(rotation_from_yaw_pitch_roll(yaw, level, level), origin)
+        state = SimulatorState(built, scene_from_world, frames=0)
+        return self.advance(state, Cameras(scene.world_from_camera[None], scene.intrinsics_px[None], self.size))
+
+    def advance(self, state: SimulatorState, cameras: Cameras) -> tuple[Frames, SimulatorState]:
+        """What the cameras see, one time step after the other."""
+        return self.draft(state, cameras), replace(state, frames=state.frames + len(cameras))
+
+    def draft(self, state: SimulatorState, cameras: Cameras) -> Frames:
+        """As `advance`, and the state stays."""
+        count = len(cameras)
+        scene_from_camera = (state.scene_from_world @ cameras.world_from_camera.double()).float()
+        time_s = SECONDS_PER_FRAME * (state.frames + torch.arange(count, dtype=torch.float32))
+        which = torch.zeros(count, dtype=torch.int64)
+        in_scene = replace(cameras, world_from_camera=scene_from_camera)
+        return replace(render([state.scene], which, in_scene, time_s, CELL_PX), cameras=cameras)
+
+    def stats(self, state: SimulatorState) -> dict[str, Any]:
+        """Zero points and bytes: nothing is remembered where everything is there."""
+        return {"memory_points": 0, "memory_bytes": 0, "drift": 0.0}
+
+    def move(
+        self, state: SimulatorState, start: tuple[float, float], target: tuple[float, float], mode: str
+    ) -> tuple[float, float]:
+        """How far a body gets from `start` to `target` (world x, z in metres): `target` itself if nothing hinders it."""
+        level = torch.tensor([[start[0], 0.0, start[1]], [target[0], 0.0, target[1]]], dtype=torch.float64)
+        rotation, shift = state.scene_from_world[:3, :3], state.scene_from_world[:3, 3]
+        in_scene = (level @ rotation.T + shift)[:, [0, 2]]
+        ends = in_scene.float()
+        reached = move(state.scene, ends[:1], ends[1:], BODY_RADIUS_M, mode).double()
+        if bool((reached - ends[1:]).norm() < ROUNDING_M):
+            return target
+        x, z = (reached[0] - shift[[0, 2]]).tolist()
+        back = rotation.T @ torch.tensor([x, 0.0, z], dtype=torch.float64)
+        return float(back[0]), float(back[2])
