@@ -1,67 +1,96 @@
 """The memory-conditioned video transformer: diffusers' `WanTransformer3DModel` with a side branch for the readout.
 
-One forward pass holds clean reference frames, the chunk (one clean overlap frame, then noisy targets) and clean preceding
-frames, in this order. Rotary positions tell the segments apart, timestep 0 tells the clean ones.
+One forward pass holds clean reference frames, the chunk (one clean overlap frame, then noisy targets) and clean
+preceding frames, in this order. Rotary positions tell the segments apart, timestep 0 tells the clean ones.
 """
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.transformers.transformer_wan import (
-    WanAttnProcessor,
-    WanTransformer3DModel,
-    WanTransformerBlock,
-)
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mirage_env.errors import InvalidValueError
 
+Rotary = tuple[Float[Tensor, "1 l 1 d"], Float[Tensor, "1 l 1 d"]]
 
-class MemoryBlock(WanTransformerBlock):
-    """A backbone block with VACE's projections: the first block mixes the backbone's tokens in, every block gives a hint."""
 
-    def __init__(self, dim: int, ffn_dim: int, heads: int, first: bool, **options):
+class FrameBlock(WanTransformerBlock):
+    """The backbone's block with one modulation a frame instead of one a token: the same numbers, far less traffic.
+
+    Cross-attention over one token of text is that token's value whatever the query, so it is not worked out at all.
+    """
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b l c"],
+        text: Float[Tensor, "b k c"],
+        modulation: Float[Tensor, "b f 6 c"],
+        rotary: Rotary,
+    ) -> Float[Tensor, "b l c"]:
+        frames = modulation.shape[1]
+        table = (self.scale_shift_table.unsqueeze(0) + modulation.float()).unsqueeze(3)
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = table.unbind(2)
+
+        x = tokens.unflatten(1, (frames, -1))
+        normed = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x).flatten(1, 2)
+        seen = self.attn1(normed, None, None, rotary).unflatten(1, (frames, -1))
+        x = (x.float() + seen * gate).type_as(x).flatten(1, 2)
+        if text.shape[1] == 1:
+            x = x + self.attn2.to_out[0](self.attn2.to_v(text))
+        else:
+            x = x + self.attn2(self.norm2(x.float()).type_as(x), text, None, None)
+        x = x.unflatten(1, (frames, -1))
+        thought = self.ffn((self.norm3(x.float()) * (1 + scale_ff) + shift_ff).type_as(x))
+        return (x.float() + thought.float() * gate_ff).type_as(x).flatten(1, 2)
+
+
+class MemoryBlock(FrameBlock):
+    """A backbone block with VACE's projections: the first mixes the backbone's tokens in, every one gives a hint."""
+
+    def __init__(self, dim: int, ffn_dim: int, heads: int, first: bool, **options: Any):
         super().__init__(dim, ffn_dim, heads, **options)
         self.proj_in = nn.Linear(dim, dim) if first else None
         self.proj_out = nn.Linear(dim, dim)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, branch, tokens, text, modulation, rotary):
+    def forward(  # type: ignore[override]
+        self,
+        branch: Float[Tensor, "b l c"],
+        tokens: Float[Tensor, "b l c"],
+        text: Float[Tensor, "b k c"],
+        modulation: Float[Tensor, "b f 6 c"],
+        rotary: Rotary,
+    ) -> tuple[Float[Tensor, "b l c"], Float[Tensor, "b l c"]]:
+        """The branch's tokens for its next block, and the hint for the backbone."""
         if self.proj_in is not None:
             branch = self.proj_in(branch) + tokens
         branch = super().forward(branch, text, modulation, rotary)
         return branch, self.proj_out(branch)
 
 
-class OneTokenAttention(WanAttnProcessor):
-    """Cross-attention over a single token is that token's value, whatever the query: same numbers, no attention."""
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        if encoder_hidden_states is None or encoder_hidden_states.shape[1] != 1:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        return attn.to_out[0](attn.to_v(encoder_hidden_states))
-
-
 class MemoryTransformer(WanTransformer3DModel):
     """A Wan transformer that reads the latent spatial memory.
 
-    `memory_layers` are the backbone layers that receive a hint (the paper: 0, 4, ..., 28). The branch embeds the readout with
-    the backbone's own patch embedding; `readout_channels` further channels of the readout (the mask first) and
+    `memory_layers` are the backbone layers that get a hint (the paper: 0, 4, ..., 28). The branch embeds the readout
+    with the backbone's own patch embedding; `readout_channels` further channels of the readout (the mask first) and
     `ray_channels` of camera rays, for all frames, come through zero-initialised embeddings of their own.
     """
 
-    _skip_layerwise_casting_patterns = [
+    _skip_layerwise_casting_patterns: ClassVar = [
         "patch_embedding",
         "readout_embedding",
         "ray_embedding",
         "condition_embedder",
         "norm",
     ]
-    _no_split_modules = ["WanTransformerBlock", "MemoryBlock"]
-    _repeated_blocks = ["WanTransformerBlock", "MemoryBlock"]
+    _no_split_modules: ClassVar = ["FrameBlock", "MemoryBlock"]
+    _repeated_blocks: ClassVar = ["FrameBlock", "MemoryBlock"]
 
     @register_to_config
     def __init__(
@@ -108,27 +137,19 @@ class MemoryTransformer(WanTransformer3DModel):
         if not memory_layers or min(memory_layers) < 0 or max(memory_layers) >= num_layers:
             raise InvalidValueError(f"memory_layers must lie between 0 and {num_layers - 1}, got {memory_layers}")
         dim, patch = num_attention_heads * attention_head_dim, tuple(patch_size)
+        options = {"qk_norm": qk_norm, "cross_attn_norm": cross_attn_norm, "eps": eps}
+        self.blocks = nn.ModuleList(
+            FrameBlock(dim, ffn_dim, num_attention_heads, added_kv_proj_dim=added_kv_proj_dim, **options)
+            for _ in range(num_layers)
+        )
         self.memory_blocks = nn.ModuleList(
-            MemoryBlock(
-                dim,
-                ffn_dim,
-                num_attention_heads,
-                first=i == 0,
-                qk_norm=qk_norm,
-                cross_attn_norm=cross_attn_norm,
-                eps=eps,
-            )
-            for i in range(len(memory_layers))
+            MemoryBlock(dim, ffn_dim, num_attention_heads, first=i == 0, **options) for i in range(len(memory_layers))
         )
         self.readout_embedding = _zero_conv(readout_channels, dim, patch)
         self.ray_embedding = _zero_conv(ray_channels, dim, patch) if ray_channels else None
         self.null_text = nn.Parameter(torch.zeros(1, 1, text_dim)) if learned_text else None
-        for block in [*self.blocks, *self.memory_blocks]:
-            block.attn2.set_processor(OneTokenAttention())
 
-    def rotary(
-        self, times: Int[Tensor, " f"], row_shift: Int[Tensor, " f"], rows: int, columns: int
-    ) -> tuple[Float[Tensor, "1 l 1 d"], Float[Tensor, "1 l 1 d"]]:
+    def rotary(self, times: Int[Tensor, " f"], row_shift: Int[Tensor, " f"], rows: int, columns: int) -> Rotary:
         """Rotary cosines and sines of every token; a negative time is the conjugate of its mirror image."""
         device = times.device
         grid = (len(times), rows, columns)
@@ -157,9 +178,9 @@ class MemoryTransformer(WanTransformer3DModel):
     ) -> Float[Tensor, "b c f h w"]:
         """The network's output for every frame.
 
-        Frames are ordered [references | chunk, preceding]; `timestep` is 0 on clean ones. `readout` and `readout_extra` cover the
-        g = f - references frames after the references, which the branch does not see. Without a readout, or with
-        `memory_scale` 0, this is the plain backbone with segment-aware positions.
+        Frames are ordered [references | chunk, preceding]; `timestep` is 0 on clean ones. `readout` and
+        `readout_extra` cover the g = f - references frames after the references, which the branch does not see. Without
+        a readout, or with `memory_scale` 0, this is the plain backbone with segment-aware positions.
         """
         batch, _, frames, height, width = hidden_states.shape
         patch = self.config.patch_size
@@ -178,9 +199,7 @@ class MemoryTransformer(WanTransformer3DModel):
         embedded, modulation, text, _ = self.condition_embedder(
             timestep.flatten(), encoder_hidden_states, None, timestep_seq_len=frames
         )
-        embedded, modulation = (
-            x.repeat_interleave(rows * columns, 1) for x in (embedded, modulation.unflatten(2, (6, -1)))
-        )
+        modulation = modulation.unflatten(2, (6, -1))
 
         hints: dict[int, Tensor] = {}
         skip = references * rows * columns
@@ -191,22 +210,21 @@ class MemoryTransformer(WanTransformer3DModel):
             branch = branch.flatten(2).transpose(1, 2)
             seen_rotary = tuple(r[:, skip:] for r in rotary)
             for layer, block in zip(self.config.memory_layers, self.memory_blocks, strict=True):
-                branch, hint = self._run(block, branch, tokens[:, skip:], text, modulation[:, skip:], seen_rotary)
+                branch, hint = self._run(block, branch, tokens[:, skip:], text, modulation[:, references:], seen_rotary)
                 hints[layer] = hint if memory_scale == 1.0 else memory_scale * hint
 
         for layer, block in enumerate(self.blocks):
             tokens = self._run(block, tokens, text, modulation, rotary)
             if layer in hints:
-                tokens = (
-                    torch.cat([tokens[:, :skip], tokens[:, skip:] + hints[layer]], 1) if skip else tokens + hints[layer]
-                )
+                tokens = torch.cat([tokens[:, :skip], tokens[:, skip:] + hints[layer]], 1)
 
-        shift, scale = (self.scale_shift_table.unsqueeze(0) + embedded.unsqueeze(2)).unbind(2)
+        shift, scale = (self.scale_shift_table.unsqueeze(0) + embedded.unsqueeze(2)).unsqueeze(3).unbind(2)
+        tokens = tokens.unflatten(1, (frames, -1))
         tokens = self.proj_out((self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
         output = tokens.reshape(batch, frames // patch[0], rows, columns, *patch, -1)
         return output.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames, height, width)
 
-    def _run(self, block: nn.Module, *inputs):
+    def _run(self, block: nn.Module, *inputs: Any) -> Any:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
