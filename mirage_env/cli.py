@@ -74,9 +74,7 @@ def demo(
     for file in files:
         out.print(f"  {escape(str(file))}", style="bold" if file.suffix in (".mp4", ".png") else "")
     if image == "room":
-        out.print(
-            "\nNext, your own picture:  [bold]make demo IMAGE=my.jpg[/]  or  [bold]mirage-env demo --image my.jpg[/]"
-        )
+        out.print("\nNext, your own picture:  [bold]mirage-env demo --image my.jpg[/]  (or make demo IMAGE=my.jpg)")
     else:
         out.print("\nNext, walk in it yourself:  [bold]python examples/quickstart.py[/]")
 
@@ -165,7 +163,8 @@ def _weights_lines() -> list[str]:
     for path in sorted(WEIGHTS.rglob("*.safetensors")):
         try:
             card = read_card(path)
-            about = ", ".join(f"{key} {value}" for key, value in card.items() if isinstance(value, (str, int, float)))
+            short = {key: value for key, value in card.items() if isinstance(value, (str, int, float))}
+            about = ", ".join(f"{key} {str(value)[:40]}" for key, value in short.items() if key != "codec_hash")
         except MirageError as error:
             about = str(error)
         lines.append(
