@@ -5,8 +5,6 @@
 VENV ?= .venv
 OUT ?= mirage-out
 PY := $(VENV)/bin/python
-# Without an NVIDIA GPU, Linux would otherwise download gigabytes of CUDA libraries that nothing uses.
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: help demo test lint format clean
 .DELETE_ON_ERROR:
@@ -35,9 +33,6 @@ clean:
 
 define install
 @echo "Installing $(1) into $(VENV) (once; a few minutes)"
-@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && ! $(PY) -c "import torch" 2>/dev/null \
-	&& $(PY) -c "import urllib.request as r; r.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=5)" 2>/dev/null; then \
-	$(PY) -m pip install -qq --no-deps --index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' constraints.txt)"; fi
 @$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e "$(1)"
 endef
 
