@@ -39,7 +39,7 @@ def photographs(size: tuple[int, int]) -> dict[str, UInt8[Tensor, "n H W 3"]]:
 
 
 def crops(picture: UInt8[np.ndarray, "a b 3"], size: tuple[int, int]) -> UInt8[Tensor, "n H W 3"]:
-    """Five crops, reduced to `size`: the largest that fits, in the middle, and four of half its sides in the corners."""
+    """Five crops, resized: the largest that fits, in the middle, and four of half its sides in the corners."""
     image, (height, width) = Image.fromarray(picture), size
     scale = min(image.height / height, image.width / width)
     tall, wide = height * scale, width * scale

@@ -31,7 +31,7 @@ def pooled_psnr(
 
 
 def ssim(prediction: UInt8[Tensor, "n H W 3"], truth: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, " n"]:
-    """Structural similarity of each picture, with its authors' Gaussian window (sigma 1.5); sides of 11 pixels or more."""
+    """Structural similarity of each picture, with its authors' Gaussian window (sigma 1.5); sides of at least 11."""
     from skimage.metrics import structural_similarity
 
     pairs = zip(prediction.cpu().numpy(), truth.cpu().numpy(), strict=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_env.codec.wan import to_float, to_uint8
+from mirage_env.errors import InvalidValueError
 from mirage_env.evaluation.codec import reconstruct
 from mirage_env.evaluation.metrics import (
     Interval,
@@ -23,12 +26,17 @@ from mirage_env.evaluation.metrics import (
     psnr,
     ssim,
 )
+from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.geometry.projection import backproject, project
 from mirage_env.memory.latent import LatentMemory, MemoryState
+from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, TRAINING_SEED, make_scene, render, sample_trajectory
+from mirage_env.simulator.trajectories import FOV_DEG, SECONDS_PER_FRAME
 from mirage_env.types import Cameras, Frames, SceneSpec
 from mirage_env.world_model import WorldModel
 
 CHUNK = 8
+FRAMES = 33
+"""The first frame and four chunks."""
 SKY_M = 1e4
 """A depth at which no walk has parallax."""
 
@@ -171,7 +179,8 @@ CANDIDATES: Mapping[str, Candidate] = {
 
 METRICS = ("psnr_db", "seen_psnr_db", "unseen_psnr_db", "ssim", "depth_abs_rel")
 """psnr_db: mean over frames, static pixels. seen, unseen: pooled over the static pixels of a walk's cells that the
-first frame showed whole, or not at all. ssim: mean over frames. depth_abs_rel: mean over frames, static pixels that are not sky."""
+first frame showed whole, or not at all. ssim: mean over frames, all pixels. depth_abs_rel: mean over frames, static
+pixels that are not sky."""
 Scores = dict[str, dict[str, float]]
 """candidate -> metric -> value"""
 
@@ -216,8 +225,8 @@ def score(guess: Guess, walk: Walk, grid: tuple[int, int]) -> dict[str, float]:
 def seen_in_first_frame(truth: Frames, tolerance: float = 0.05) -> Bool[Tensor, "T H W"]:
     """Which pixels of the frames after the first one show a surface (or sky) that the first one shows, by true depth.
 
-    A point was seen if it falls into the first frame and is at most `tolerance` farther than what that shows there, which
-    is taken at the farthest of nine pixels: in doubt it was seen.
+    A point was seen if it falls into the first frame and is at most `tolerance` farther than what that shows there,
+    which is taken at the farthest of nine pixels: in doubt it was seen.
     """
     depth = torch.where(truth.sky, SKY_M, truth.depth_m)
     height, width = truth.cameras.size
@@ -244,6 +253,33 @@ def margin(results: Sequence[WalkResult], better: str, worse: str, metric: str =
 
 
 # ---- where walks come from ------------------------------------------------------------------------------------------
+
+SMOOTH_KINDS = ("walk", "turn", "orbit", "loop")
+STEP_M, TURN_DEG = 0.125, 5.0
+"""At most so much motion a frame: half of what an action may do, so that the first frame stays in sight for a while."""
+
+
+def held_out_walks(
+    count: int, size: tuple[int, int] = (128, 128), frames: int = FRAMES, first_seed: int = 0
+) -> Iterator[Walk]:
+    """`count` scenes that training never drew, with one smooth walk each; families and kinds of walk take turns.
+
+    A walk depends on its seed and size alone. Raises InvalidValueError where seeds would reach those of training.
+    """
+    if first_seed + count > TRAINING_SEED:
+        raise InvalidValueError(
+            f"evaluation seeds lie below {TRAINING_SEED}, got {first_seed} to {first_seed + count - 1}; start lower"
+        )
+    families = (*FAMILIES, HELD_OUT_FAMILY)
+    for seed in range(first_seed, first_seed + count):
+        family, kind = families[seed % len(families)], SMOOTH_KINDS[seed % len(SMOOTH_KINDS)]
+        scene = make_scene(seed, family)
+        rng = np.random.default_rng(seed)
+        poses = sample_trajectory(scene, rng, kind, frames, STEP_M, TURN_DEG)
+        lens = intrinsics_from_fov(math.radians(rng.uniform(*FOV_DEG)), size).expand(frames, 3, 3)
+        time_s = SECONDS_PER_FRAME * torch.arange(frames, dtype=torch.float32)
+        shown = render([scene], torch.zeros(frames, dtype=torch.int64), Cameras(poses, lens, size), time_s)
+        yield from_first_camera(family, seed, shown)
 
 
 def from_first_camera(family: str, seed: int, frames: Frames) -> Walk:

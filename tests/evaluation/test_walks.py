@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from mirage_env.errors import InvalidValueError
 from mirage_env.evaluation import walks
 from mirage_env.evaluation.codec import reconstruct
 from mirage_env.evaluation.metrics import MAX_PSNR_DB
 from mirage_env.evaluation.walks import CANDIDATES, METRICS, Guess, WalkResult, evaluate_walk, score
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
+from mirage_env.geometry.projection import camera_rays
 from mirage_env.types import Cameras
 from mirage_env.world_model import WorldModel
 
@@ -166,3 +168,21 @@ def test_a_scene_s_walk_begins_at_the_origin_without_yaw(make_walk):
     torch.testing.assert_close(moved[0], rigid(levelled, torch.zeros(3)))
     torch.testing.assert_close(moved[0].inverse() @ moved[1], poses[0].inverse() @ poses[1])
     assert walk.camera_height_m == pytest.approx(1.6)
+
+
+def test_held_out_walks_are_gentle_and_repeat():
+    walk, again = (next(walks.held_out_walks(1, (32, 32), frames=6, first_seed=5)) for _ in range(2))
+    assert (walk.family, walk.seed, len(walk.goal)) == ("room", 5, 5)
+    assert torch.equal(walk.truth.rgb, again.truth.rgb)
+    poses = walk.truth.cameras.world_from_camera
+    torch.testing.assert_close(poses[0, :3, 3], torch.zeros(3))
+    moved = (poses[1:, :3, 3] - poses[:-1, :3, 3]).norm(dim=1)
+    turned = (poses[1:, :3, 2] * poses[:-1, :3, 2]).sum(1).clamp(max=1.0).acos().rad2deg()
+    assert moved.max() < 1.5 * walks.STEP_M and turned.max() < walks.TURN_DEG + 0.1 and moved.max() + turned.max() > 0
+    on_floor = walk.truth.depth_m[0, -1, 16] * camera_rays(walk.truth.cameras[:1])[0, -1, 16]
+    assert (poses[0, :3, :3] @ on_floor)[1] <= walk.camera_height_m + 1e-3
+
+
+def test_training_seeds_are_refused():
+    with pytest.raises(InvalidValueError, match="lie below 1000000, got 999999 to 1000000; start lower"):
+        next(walks.held_out_walks(2, first_seed=999_999))
