@@ -19,52 +19,63 @@ SUN = (1.5, 1.4, 1.2)
 
 def _blur(volume: Tensor, width: int) -> Tensor:
     """Box mean over `width` cells in x and z and 3 in y; at the border over what lies inside."""
-    shape, pad = (width, 3, width), (width // 2, 1, width // 2)
-    return avg_pool3d(volume[None], shape, 1, pad, count_include_pad=False)[0]
+    volume = volume[None]
+    for size in ((width, 1, 1), (1, 3, 1), (1, 1, width)):
+        volume = avg_pool3d(volume, size, 1, tuple(n // 2 for n in size), count_include_pad=False)
+    return volume[0]
 
 
-def _occupancy(points: Tensor, cell: Tensor, centre: Tensor, half: Tensor, yaw: Tensor, ellipsoid: Tensor) -> Tensor:
-    """How full every cell is of things that stand still, 0 to 1, softened by one cell."""
-    full = torch.zeros(points.shape[:3])
-    low = points[0, 0, 0]
+def _occupancy(
+    axes: list[Tensor], cell: Tensor, centre: Tensor, half: Tensor, yaw: Tensor, ellipsoid: Tensor
+) -> Tensor:
+    """How full every cell is of things that stand still, 0 to 1; `axes` are the cells' centres along x, y and z."""
+    full = torch.zeros(GRID)
+    low = torch.stack([a[0] for a in axes])
+    cos, sin = yaw.cos(), yaw.sin()
+    across, along = cos.abs() * half[:, 0] + sin.abs() * half[:, 2], sin.abs() * half[:, 0] + cos.abs() * half[:, 2]
+    reach = torch.stack([across, half[:, 1], along], 1)
+    first = ((centre - reach - low) / cell - 0.5).ceil().long().clamp(min=0).tolist()
+    last = ((centre + reach - low) / cell + 1.5).floor().long().clamp(min=0).tolist()
     for i in range(len(centre)):
-        cos, sin = torch.cos(yaw[i]), torch.sin(yaw[i])
-        reach = torch.stack([
-            half[i, 0] * cos.abs() + half[i, 2] * sin.abs(), half[i, 1], half[i, 0] * sin.abs() + half[i, 2] * cos.abs()
-        ])  # fmt: skip
-        first = ((centre[i] - reach - low) / cell - 1).floor().long().clamp(min=0).tolist()
-        last = ((centre[i] + reach - low) / cell + 2).ceil().long().tolist()
-        window = tuple(slice(a, max(b, a)) for a, b in zip(first, last, strict=True))
-        at = points[window] - centre[i]
-        if at.numel() == 0:
+        window = tuple(slice(a, max(b, a)) for a, b in zip(first[i], last[i], strict=True))
+        at_x, at_y, at_z = (axis[part] - c for axis, part, c in zip(axes, window, centre[i], strict=True))
+        if not at_x.numel() * at_y.numel() * at_z.numel():
             continue
-        x, z = cos * at[..., 0] - sin * at[..., 2], sin * at[..., 0] + cos * at[..., 2]
-        local = torch.stack([x, at[..., 1], z], -1)
-        # the share of each axis of the cell that the box covers; their product is the share of the volume
-        cover = ((half[i] + 0.5 * cell - local.abs()) / cell).clamp(min=0)
-        cover = torch.minimum(cover, (2 * half[i] / cell).clamp(max=1)).prod(-1)
+        # A box only turns about y, so its plan and its profile are two small problems.
+        x = cos[i] * at_x[:, None] - sin[i] * at_z
+        z = sin[i] * at_x[:, None] + cos[i] * at_z
+        plan = _share(x, half[i, 0], cell[0]) * _share(z, half[i, 2], cell[2])
+        cover = plan[:, None] * _share(at_y, half[i, 1], cell[1])[:, None]
         if bool(ellipsoid[i]):
-            cover = cover * ((local / half[i]).square().sum(-1) < 1.3)
+            ring = (x / half[i, 0]).square() + (z / half[i, 2]).square()
+            cover = cover * (ring[:, None] + (at_y / half[i, 1]).square()[:, None] < 1.3)
         full[window] = torch.maximum(full[window], cover)
     return full
 
 
-def _transmittance(full: Tensor, start: Tensor, end: Tensor, low: Tensor, cell: Tensor) -> Tensor:
-    """What share of the light gets from `end` to `start` (X, Y, Z, 3) through the half-empty cells between them."""
-    clear = torch.ones(start.shape[:3])
-    size = torch.tensor(full.shape)
-    strides = torch.tensor([full.shape[1] * full.shape[2], full.shape[2], 1])
-    flat = full.flatten()
-    gap = (end - start) / cell
-    steps = gap.norm(dim=-1, keepdim=True)
-    origin = (start - low) / cell + 0.5
+def _share(offset: Tensor, half: Tensor, cell: Tensor) -> Tensor:
+    """The share of a cell's extent along one axis that a span of +-`half` covers."""
+    return torch.minimum(((half - offset.abs()) / cell + 0.5).clamp(min=0), (2 * half / cell).clamp(max=1))
+
+
+def _transmittance(full: Tensor, gap: tuple[Tensor, ...], cell: Tensor) -> Tensor:
+    """What share of the light crosses the half-empty cells along `gap`: metres (x, y, z) from every cell to the light."""
+    shape = full.shape
+    grid = torch.meshgrid(*(torch.arange(n) + 0.5 for n in shape), indexing="ij")
+    gap = tuple(g / c for g, c in zip(gap, cell.tolist(), strict=True))
+    stretch = (gap[0] * gap[0] + gap[1] * gap[1] + gap[2] * gap[2]).sqrt().div_(MARCH_STEPS).clamp_(0.5, 2.0)
+    # A rim of empty cells, so that rays that leave the grid stay in the open.
+    flat = torch.nn.functional.pad(full, (1, 1, 1, 1, 1, 1)).flatten()
+    clear = torch.ones(shape)
     for k in range(MARCH_STEPS):
-        at = origin + gap * ((k + 0.7) / MARCH_STEPS)
-        index = at.floor().long()
-        inside = ((index >= 0) & (index < size)).all(-1)
-        cell_number = (index.clamp(min=0).minimum(size - 1) * strides).sum(-1)
-        density = flat[cell_number] * inside * (steps[..., 0] / MARCH_STEPS).clamp(0.5, 2.0)
-        clear *= (1 - 1.2 * density).clamp(min=0)
+        share = (k + 0.7) / MARCH_STEPS
+        x, y, z = (
+            torch.add(o, g, alpha=share).add_(1.0).clamp_(0.5, n + 1.5).to(torch.int32)
+            for o, g, n in zip(grid, gap, shape, strict=True)
+        )
+        number = x.mul_(shape[1] + 2).add_(y).mul_(shape[2] + 2).add_(z)
+        density = flat.index_select(0, number.flatten()).view(shape)
+        clear *= density.mul_(stretch).mul_(-1.2).add_(1.0).clamp_(min=0.0)
     return clear
 
 
@@ -90,7 +101,7 @@ def bake(
     cell = (box[1] - box[0]) / torch.tensor(GRID)
     axes = [box[0, i] + (torch.arange(GRID[i]) + 0.5) * cell[i] for i in range(3)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    full = _occupancy(points, cell, centre, half, yaw, ellipsoid)
+    full = _occupancy(axes, cell, centre, half, yaw, ellipsoid)
     empty = (1 - full).clamp(min=0.02)
 
     crowd = 0.6 * _blur(full[None], 5)[0] + 0.4 * _blur(full[None], 9)[0]
@@ -106,13 +117,13 @@ def bake(
         mean = mean + 0.42 * colour * clear[..., None]
         direction = direction + 0.5 * colour.mean(-1, keepdim=True) * clear[..., None] * toward
 
-    sun_end = points + to_sun * 4.0
-    shine(torch.tensor(SUN), to_sun.expand_as(points), _transmittance(full, points, sun_end, box[0], cell))
+    far = tuple(torch.full(GRID, 4.0 * float(v)) for v in to_sun)
+    shine(torch.tensor(SUN), to_sun.expand_as(points), _transmittance(full, far, cell))
     for position, colour, reach in lamps:
         gap = torch.tensor(position, dtype=torch.float32) - points
         square = gap.square().sum(-1, keepdim=True)
         falloff = 1.0 / (1.0 + square / (reach * reach))
-        clear = _transmittance(full, points, points + gap, box[0], cell)
+        clear = _transmittance(full, gap.unbind(-1), cell)
         shine(2.0 * torch.tensor(colour) * falloff, gap / (square + 0.05).sqrt(), clear)
 
     light = torch.cat([mean, direction / mean.mean(-1, keepdim=True)], -1).permute(3, 0, 1, 2)
