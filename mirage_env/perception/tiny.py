@@ -20,6 +20,7 @@ from mirage_env.types import Cameras
 
 INPUT_CHANNELS = 8
 """RGB, ray x and y, nearness of the floor plane, nearness and mask of the memory."""
+FLOOR, FAR_M = 5, 6.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class TinyPerception(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def logits(self, inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T 3 H W"]:
-        """Log depth (ln metres) and the logits of sky and of moving things; see `perception_inputs`."""
+        """Log depth (ln metres) and the logits of sky and of moving things; see `perception_inputs`.
+
+        Depth is told relative to the floor plane, above the horizon to `FAR_M`: where floor is seen the answer is near 0.
+        """
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         x = self.stem(F.pixel_unshuffle(inputs, 2))
         skips = []
@@ -99,7 +103,9 @@ class TinyPerception(nn.Module):
         for level in reversed(range(len(self.down))):
             x = F.interpolate(self.up[level](x), scale_factor=2.0, mode="nearest") + skips[level]
             x = self.decoder[level](x)
-        return F.pixel_shuffle(self.head(x), 2).float()
+        log_depth, sky, dynamic = F.pixel_shuffle(self.head(x), 2).float().unbind(1)
+        floor = -inputs[:, FLOOR].float().clamp_min(1.0 / FAR_M).log()
+        return torch.stack([log_depth + floor, sky, dynamic], 1)
 
     def forward(
         self,
