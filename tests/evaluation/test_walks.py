@@ -15,6 +15,7 @@ from mirage_env.evaluation.metrics import MAX_PSNR_DB
 from mirage_env.evaluation.walks import CANDIDATES, METRICS, Guess, WalkResult, evaluate_walk, score
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import camera_rays
+from mirage_env.perception.tiny import Perceived
 from mirage_env.types import Cameras
 from mirage_env.world_model import WorldModel
 
@@ -142,8 +143,20 @@ def test_every_candidate_answers(model, make_walk):
     assert {name for name, guess in result.guesses.items() if guess.depth_m is not None} == {
         "model", "no memory", "truth"
     }  # fmt: skip
-    # An untrained eye sees one metre everywhere; the wall is three away.
-    assert result.scores["truth"]["depth_abs_rel"] == pytest.approx(2 / 3)
+
+
+def test_depth_is_judged_in_metres(model, make_walk):
+    """An eye that sees two metres everywhere, before a wall three metres away."""
+    biased = copy.copy(model)
+
+    def two_metres(images, cameras, memory_depth_m, floor_y):
+        assert floor_y == 1.2 and not memory_depth_m.any()
+        nothing = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+        return Perceived(torch.full(nothing.shape, 2.0), nothing, nothing)
+
+    biased.perception = two_metres
+    walk = make_walk(ALONG)
+    assert score(walks.see_truth(biased, walk), walk, model.latent_size)["depth_abs_rel"] == pytest.approx(1 / 3)
 
 
 def test_summaries_and_margins(make_walk):
