@@ -100,7 +100,7 @@ class SimulatorWorld:
     def move(
         self, state: SimulatorState, start: tuple[float, float], target: tuple[float, float], mode: str
     ) -> tuple[float, float]:
-        """How far a body gets from `start` to `target` (world x, z in metres): `target` itself if nothing hinders it."""
+        """How far a body gets from `start` to `target` (world x, z; metres): `target` itself if nothing hinders it."""
         level = torch.tensor([[start[0], 0.0, start[1]], [target[0], 0.0, target[1]]], dtype=torch.float64)
         rotation, shift = state.scene_from_world[:3, :3], state.scene_from_world[:3, 3]
         in_scene = (level @ rotation.T + shift)[:, [0, 2]]

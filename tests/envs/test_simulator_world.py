@@ -71,7 +71,7 @@ def test_the_state_is_a_value_and_the_seed_places_the_start(world: SimulatorWorl
 
 @pytest.mark.parametrize("collision", ["slide", "stop"])
 def test_nobody_walks_through_things(collision: str) -> None:
-    env = MirageSimEnv(size=(16, 16), family="room", scene_seed=3, collision=collision, step_m=0.3)
+    env = MirageSimEnv(size=(16, 16), family="room", scene_seed=4, collision=collision, step_m=0.3)
     env.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -95,7 +95,7 @@ def test_moves_with_nothing_in_the_way_are_exact(world: SimulatorWorld) -> None:
 
 @pytest.mark.parametrize("chunk", [2, 4])
 def test_generated_frames_do_not_depend_on_the_chunk(chunk: int) -> None:
-    kwargs = {"size": SIZE, "family": "courtyard", "scene_seed": 5, "task": "explore"}
+    kwargs = {"size": SIZE, "family": "room", "scene_seed": 4, "task": "explore"}
     one, many = MirageSimEnv(**kwargs), MirageSimEnv(**kwargs, chunk=chunk)
     one.reset(seed=0)
     many.reset(seed=0)
