@@ -186,12 +186,7 @@ def _picture(stage: _Stage, textures: Bank) -> tuple[Tensor, Tensor, Tensor, Ten
 
     picture_face, picture_row = (t.reshape(views, height, width) for t in (face, row))
     key = picture_row * 8 + picture_face
-    edge = torch.zeros(views, height, width, dtype=torch.bool, device=device)
-    across, down = key[:, :, 1:] != key[:, :, :-1], key[:, 1:] != key[:, :-1]
-    edge[:, :, 1:] |= across
-    edge[:, :, :-1] |= across
-    edge[:, 1:] |= down
-    edge[:, :-1] |= down
+    edge = _edges(picture_row * 8 + picture_face)
     pixels = edge.flatten().nonzero()[:, 0]
     if len(pixels):
         colour[:, pixels] = _refined(stage, textures, view[pixels], x[pixels], y[pixels], picture_row, pixels)
@@ -199,6 +194,17 @@ def _picture(stage: _Stage, textures: Bank) -> tuple[Tensor, Tensor, Tensor, Ten
     moving = (stage.columns["moving"][row.clamp(min=0)] > 0) & ~sky
     rgb = (colour.sqrt() * 255.0 + 0.5).to(torch.uint8).reshape(3, *shape).permute(1, 2, 3, 0)
     return rgb, torch.where(sky, 0.0, depth).reshape(shape), sky.reshape(shape), moving.reshape(shape)
+
+
+def _edges(key: Tensor) -> Tensor:
+    """(V, H, W) pixels whose key differs from a direct neighbour's."""
+    edge = torch.zeros_like(key, dtype=torch.bool)
+    across, down = key[:, :, 1:] != key[:, :, :-1], key[:, 1:] != key[:, :-1]
+    edge[:, :, 1:] |= across
+    edge[:, :, :-1] |= across
+    edge[:, 1:] |= down
+    edge[:, :-1] |= down
+    return edge
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
