@@ -55,9 +55,9 @@ def move(
         raise UnknownNameError("collision mode", mode, MODES)
     if mode == "none":
         return end_xz.clone()
-    longest = float((end_xz - start_xz).norm(dim=1).max()) if len(start_xz) else 0.0
-    steps = max(1, int(-(-longest // SUB_STEP_M)))
-    delta = (end_xz - start_xz) / steps
+    # As many steps as each disc needs by itself, so that its way does not depend on its company.
+    steps = ((end_xz - start_xz).norm(dim=1) / SUB_STEP_M).ceil().clamp(min=1)
+    delta = (end_xz - start_xz) / steps[:, None]
     ways = [delta] if mode == "stop" else [delta, delta * delta.new_tensor([1, 0]), delta * delta.new_tensor([0, 1])]
     if mode == "slide" and bool((delta[:, 0].abs() < delta[:, 1].abs()).any()):
         swap = (delta[:, 0].abs() < delta[:, 1].abs())[:, None]
@@ -65,8 +65,8 @@ def move(
     at = start_xz.clone()
     stuck = ~free(scene, at, radius)
     halted = torch.zeros_like(stuck)
-    for _ in range(steps):
-        moved = halted.clone()
+    for k in range(int(steps.max()) if len(steps) else 0):
+        moved = halted | (steps <= k)
         for way in ways:
             goal = at + way
             fits = (free(scene, goal, radius) | stuck) & ~moved
