@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +33,9 @@ class DenoiserConfig:
     patch_size: int = 2
     text_dim: int = 64
     prediction: Literal["velocity", "residual"] = "residual"
-    """`residual`: the output is what the clean latent differs from the warped readout; zero weights reproduce the warp."""
+    """`residual`: the output is how the clean latent differs from the warped readout; zero weights give the warp."""
+    warp_error: float = 0.8
+    """`residual`: mean square error of the warp in normalised latents; see `Denoiser._guess`."""
     extra_readout: bool = True
     """Also show where inside its cell a point fell and how far it is; the paper shows the mask alone."""
     rays: bool = True
@@ -76,7 +78,8 @@ class DenoiserConfig:
 class ChunkCondition:
     """All that is known of a chunk before it is denoised: B worlds, f = R + 1 + n + P frames.
 
-    Frame order [R references | overlap, n targets | P preceding]; `seen` covers the g = f - R frames after the references.
+    Frame order [R references | overlap, n targets | P preceding]; the readout covers the g = f - R frames after the
+    references.
     """
 
     clean: Float[Tensor, "b f c h w"]
@@ -101,9 +104,8 @@ class ChunkCondition:
     @staticmethod
     def cat(conditions: list[ChunkCondition]) -> ChunkCondition:
         """Worlds with equal segment lengths side by side."""
-        worlds = {
-            x: torch.cat([getattr(c, x) for c in conditions]) for x in ("clean", "readout", "readout_extra", "rays")
-        }
+        names = ("clean", "readout", "readout_extra", "rays")
+        worlds: dict[str, Any] = {x: torch.cat([getattr(c, x) for c in conditions]) for x in names}
         return replace(conditions[0], **worlds)
 
 
@@ -117,8 +119,8 @@ def make_condition(
 ) -> ChunkCondition:
     """The condition of one world's next chunk.
 
-    `readout` shows the memory to [overlap, n targets, P preceding]; `history` holds the latents of the P preceding frames and, last,
-    of the overlap frame; `targets` are the n target cameras. All cameras are at latent resolution.
+    `readout` shows the memory to [overlap, n targets, P preceding]; `history` holds the latents of the P preceding
+    frames and, last, of the overlap frame; `targets` are the n target cameras. All cameras are at latent resolution.
     """
     n, overlap, preceding = len(targets), history[-1:], history[:-1]
     seen = readout.visible[1 : 1 + n, None]
@@ -167,7 +169,10 @@ class Denoiser(nn.Module):
         """Predicted clean target latents x_0 at noise level `sigma` in (0, 1]."""
         noisy = condition.noisy
         frames = condition.clean.clone()
-        frames[:, noisy] = sample.to(frames.dtype)
+        if self.config.prediction == "residual":
+            frames[:, noisy] = self._guess(sample, sigma, condition.base).to(frames.dtype)
+        else:
+            frames[:, noisy] = sample.to(frames.dtype)
         timestep = torch.where(noisy, 1000.0 * sigma[:, None].float(), 0.0)
         extra = condition.readout_extra if self.config.extra_readout else condition.readout_extra[:, :, :1]
         output = self.transformer(
@@ -181,3 +186,16 @@ class Denoiser(nn.Module):
         if self.config.prediction == "residual":
             return condition.base + output.float()
         return sample - sigma[:, None, None, None, None] * output.float()
+
+    def _guess(
+        self, sample: Float[Tensor, "b n c h w"], sigma: Float[Tensor, " b"], base: Float[Tensor, "b n c h w"]
+    ) -> Float[Tensor, "b n c h w"]:
+        """The linear estimate of x_0 from the noisy sample and the warp, which the network sees instead of raw noise.
+
+        If the warp errs with variance e and x_sigma / (1 - sigma) with (sigma / (1 - sigma))^2, the best blend gives the
+        latter the weight e (1 - sigma)^2 / (e (1 - sigma)^2 + sigma^2): at sigma = 1 this is the warp itself.
+        """
+        level = sigma[:, None, None, None, None]
+        signal = self.config.warp_error * (1.0 - level)
+        total = signal * (1.0 - level) + level.square()
+        return base + signal / total * (sample - (1.0 - level) * base)

@@ -6,6 +6,7 @@ preceding frames, in this order. Rotary positions tell the segments apart, times
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -136,7 +137,7 @@ class MemoryTransformer(WanTransformer3DModel):
         )
         if not memory_layers or min(memory_layers) < 0 or max(memory_layers) >= num_layers:
             raise InvalidValueError(f"memory_layers must lie between 0 and {num_layers - 1}, got {memory_layers}")
-        dim, patch = num_attention_heads * attention_head_dim, tuple(patch_size)
+        dim = num_attention_heads * attention_head_dim
         options = {"qk_norm": qk_norm, "cross_attn_norm": cross_attn_norm, "eps": eps}
         self.blocks = nn.ModuleList(
             FrameBlock(dim, ffn_dim, num_attention_heads, added_kv_proj_dim=added_kv_proj_dim, **options)
@@ -145,8 +146,8 @@ class MemoryTransformer(WanTransformer3DModel):
         self.memory_blocks = nn.ModuleList(
             MemoryBlock(dim, ffn_dim, num_attention_heads, first=i == 0, **options) for i in range(len(memory_layers))
         )
-        self.readout_embedding = _zero_conv(readout_channels, dim, patch)
-        self.ray_embedding = _zero_conv(ray_channels, dim, patch) if ray_channels else None
+        self.readout_embedding = _zero_conv(readout_channels, dim, patch_size)
+        self.ray_embedding = _zero_conv(ray_channels, dim, patch_size) if ray_channels else None
         self.null_text = nn.Parameter(torch.zeros(1, 1, text_dim)) if learned_text else None
 
     def rotary(self, times: Int[Tensor, " f"], row_shift: Int[Tensor, " f"], rows: int, columns: int) -> Rotary:
@@ -164,7 +165,7 @@ class MemoryTransformer(WanTransformer3DModel):
         cosines, sines = (torch.cat(part, -1).reshape(1, -1, 1, sum(dims)) for part in zip(*turns, strict=True))
         return cosines, sines
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Float[Tensor, "b c f h w"],
         timestep: Float[Tensor, "b f"],
@@ -244,7 +245,9 @@ class MemoryTransformer(WanTransformer3DModel):
         return model.train(backbone.training)
 
 
-def _zero_conv(channels: int, dim: int, patch: tuple[int, ...]) -> nn.Conv3d:
-    conv = nn.Conv3d(channels, dim, patch, patch, bias=False)
+def _zero_conv(channels: int, dim: int, patch: Sequence[int]) -> nn.Conv3d:
+    time, height, width = patch
+    kernel = (time, height, width)
+    conv = nn.Conv3d(channels, dim, kernel, kernel, bias=False)
     nn.init.zeros_(conv.weight)
     return conv

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mirage_env.codec.wan import WanCodec, to_float
@@ -21,6 +21,7 @@ from mirage_env.perception.tiny import TinyPerception
 from mirage_env.training.clips import ClipStore
 from mirage_env.training.codec import psnr
 from mirage_env.training.loop import Stage
+from mirage_env.types import Cameras, Readout
 from mirage_env.weights import save_weights
 
 
@@ -43,8 +44,8 @@ def encode_store(
 ) -> str:
     """Adds image latents and predicted depth to a store, once a codec; returns the name of the latents' array.
 
-    Predicted depth is cut free of its own scale error: every frame of a clip keeps the error of the clip's first frame, as a
-    rollout does whose chunks are aligned to its memory.
+    Predicted depth is cut free of its own scale error: every frame of a clip keeps the error of the clip's first frame,
+    as a rollout does whose chunks are aligned to its memory.
     """
     latents_name = f"latents-{codec_hash[:12]}"
     count, length, (height, width) = len(store), store.config.frames, store.config.size
@@ -76,6 +77,22 @@ def encode_store(
     if not store.has("predicted_depth"):
         store.add("predicted_depth", (height, width), "float16", fill_depth)
     return latents_name
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """A clip, and what a rollout along it would know before its next chunk; frames count from the clip's first."""
+
+    cameras: Cameras
+    """Of every frame, at latent resolution."""
+    latents: Float[Tensor, "t c h w"]
+    """The truth."""
+    history: Float[Tensor, "t c h w"]
+    """The same as the rollout holds them, with its errors."""
+    references: Int[Tensor, " r"]
+    """Past frames that saw what the targets will see, the best first."""
+    readout: Readout
+    """The memory as the overlap frame, the targets and the preceding frames see it."""
 
 
 class WorldStage(Stage):
@@ -120,8 +137,7 @@ class WorldStage(Stage):
         prediction = self.model.clean((1 - level) * clean + level * noise, sigma, condition)
         error = (prediction - clean).square().flatten(1).mean(1)
         return {
-            # the flow-matching weight 1 / sigma^2, bounded: below a third the answer is mostly in the input
-            "loss": (error / sigma.clamp_min(0.35).square()).mean(),
+            "loss": error.mean(),  # not over sigma^2: few-step sampling lives at high noise
             "clean_error": error[pure].mean().detach() if bool(pure.any()) else error.mean().detach(),
             "warp_error": (condition.base - clean).square().mean(),
         }
@@ -129,28 +145,28 @@ class WorldStage(Stage):
     def chunks(
         self, which: int, clips: np.ndarray, overlap: int, n: int, rng: np.random.Generator | None
     ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
-        """Condition and clean target latents of chunks that begin after frame `overlap`; no noise or choice without `rng`."""
+        """Condition and clean latents of the n frames after frame `overlap`; no noise and no choice without `rng`."""
         worlds = [self._world(which, int(clip), overlap, n, rng) for clip in clips]
-        references = min(len(world[1]) for world in worlds)
-        conditions, targets = [], []
-        for readout, chosen, history, cameras, latents in worlds:
-            frames = np.arange(max(0, overlap - self.config.preceding), overlap + 1)
-            place = torch.from_numpy(frames)
+        count = min(len(world.references) for world in worlds)
+        past, coming = slice(max(0, overlap - self.config.preceding), overlap + 1), slice(overlap + 1, overlap + 1 + n)
+        conditions = []
+        for world in worlds:
+            references = world.references[:count]
             conditions.append(
                 make_condition(
-                    readout,
-                    cameras[overlap + 1 : overlap + 1 + n],
-                    history[place],
-                    cameras[place],
-                    history[chosen[:references]],
-                    cameras[chosen[:references]],
+                    world.readout,
+                    world.cameras[coming],
+                    world.history[past],
+                    world.cameras[past],
+                    world.history[references],
+                    world.cameras[references],
                 )
             )
-            targets.append(latents[overlap + 1 : overlap + 1 + n])
-        return ChunkCondition.cat(conditions).to(self.device), torch.stack(targets).to(self.device)
+        targets = torch.stack([world.latents[coming] for world in worlds])
+        return ChunkCondition.cat(conditions).to(self.device), targets.to(self.device)
 
-    def _world(self, which: int, clip: int, overlap: int, n: int, rng: np.random.Generator | None):
-        """What one rollout would know at this point: readout, references, history, cameras and latents of its clip."""
+    def _world(self, which: int, clip: int, overlap: int, n: int, rng: np.random.Generator | None) -> _Rollout:
+        """The clip as a rollout that has come to frame `overlap` meets it."""
         store = self.stores[which]
         latents = torch.from_numpy(self.latents[which][clip].astype(np.float32))
         predicted = rng is None or rng.random() < self.loss.predicted_depth
@@ -158,7 +174,8 @@ class WorldStage(Stage):
         depth = torch.from_numpy(depth[: overlap + 1].astype(np.float32))
         static = torch.from_numpy(store.array("masks")[clip][: overlap + 1] == 0)
         cameras = store.cameras(np.full(store.config.frames, clip), np.arange(store.config.frames))
-        grid_cameras = cameras.resized(tuple(latents.shape[2:]))
+        h, w = latents.shape[2:]
+        grid_cameras = cameras.resized((h, w))
 
         history = latents
         if rng is not None:
@@ -175,10 +192,10 @@ class WorldStage(Stage):
         )
         readout = self.memory.read(state, grid_cameras[views])
         past = keys[:-1]
-        seen = depth_to_grid(depth[past], static[past], tuple(latents.shape[2:]), "bilinear")
+        seen = depth_to_grid(depth[past], static[past], (h, w), "bilinear")
         count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
         chosen = past[recall(seen, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
-        return readout, chosen, history, grid_cameras, latents
+        return _Rollout(grid_cameras, latents, history, chosen, readout)
 
     def validate(self) -> dict[str, float]:
         """PSNR in dB of 8-frame chunks that follow a clip's first frame, decoded, against the true pictures."""
