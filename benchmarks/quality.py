@@ -48,7 +48,7 @@ FLOORS = {
     "model over warp with mean-colour holes, unseen cells, dB": 0.0,
 }
 """What the embedded weights must reach; an error must stay below, a margin must lie above."""
-console = Console(width=120)
+console = Console(width=144)
 
 
 def floors(results: Sequence[WalkResult], frames_db: Sequence[float], photos_db: Sequence[float]) -> list[Interval]:
@@ -64,11 +64,11 @@ def floors(results: Sequence[WalkResult], frames_db: Sequence[float], photos_db:
 
 
 def shown(interval: Interval) -> str:
-    """mean, and low to high in grey."""
+    """The mean, and its interval in grey."""
     if not interval.count:
         return ""
-    digits = 2 if abs(interval.mean) >= 1.5 else 3
-    return f"{interval.mean:.{digits}f} [dim]{interval.low:.{digits}f} to {interval.high:.{digits}f}[/]"
+    digits = 1 if abs(interval.mean) >= 10 else 2 if abs(interval.mean) >= 1 else 3
+    return f"{interval.mean:.{digits}f} [dim]({interval.low:.{digits}f}, {interval.high:.{digits}f})[/]"
 
 
 def walk_table(title: str, results: Sequence[WalkResult]) -> Table:
@@ -82,8 +82,16 @@ def walk_table(title: str, results: Sequence[WalkResult]) -> Table:
 
 
 def family_table(groups: dict[str, list[WalkResult]]) -> Table:
-    table = Table(title="By family: psnr_db of the model, its margins, and depth_abs_rel in true frames")
-    for column in ("family", "walks", "model", "over first frame", "over no memory", "over warp, unseen", "depth"):
+    table = Table(title="By family: psnr_db of the model and its margins, depth_abs_rel in true frames")
+    for column in (
+        "family",
+        "walks",
+        "model",
+        "over first frame",
+        "over no memory",
+        "over warp, unseen",
+        "depth error",
+    ):
         table.add_column(column, justify="left" if column == "family" else "right", no_wrap=True)
     for name, results in groups.items():
         *_, depth, first, memory, unseen = floors(results, [], [])
@@ -133,7 +141,7 @@ def main(
     photos_db = [float(values.mean()) for values in photos.values()]
 
     families = {name: [r for r in results if r.walk.family == name] for name in (*FAMILIES, HELD_OUT_FAMILY)}
-    groups = {"all": results, "families of training": [r for r in results if r.walk.family in FAMILIES], **families}
+    groups = {"all": results, "known families": [r for r in results if r.walk.family in FAMILIES], **families}
     groups = {name: group for name, group in groups.items() if group}
     measured = floors(results, frames_db, photos_db)
 
