@@ -36,8 +36,8 @@ from mirage_env.evaluation.walks import (
 from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY
 from mirage_env.world_model import load_world
 
-MOMENTS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
-"""Frames of a walk that stand on its sheet."""
+MOMENTS = (0, 1, 4, 8, 12, 16, 20, 24, 28, 32)
+"""Frames of a walk that stand on its sheet; 0 is the given one."""
 ON_SHEETS = ("model", "no memory", "warp, true depth")
 FLOORS = {
     "codec on simulator frames, dB": 27.0,
@@ -107,13 +107,12 @@ def sheet(result: WalkResult) -> Image.Image:
     for name in ON_SHEETS:
         scores = result.scores[name]
         unseen = "" if math.isnan(scores["unseen_psnr_db"]) else f"\n{scores['unseen_psnr_db']:.1f} dB unseen"
-        pictures = result.guesses[name].rgb[moments - 1].numpy()
-        strips.append(Strip(name, f"{scores['psnr_db']:.1f} dB{unseen}", pictures))
-    subtitle = "the first frame is given and stands left of these; PSNR of static pixels over all 32 frames"
+        pictures = torch.cat([result.walk.truth.rgb[:1], result.guesses[name].rgb])[moments]
+        strips.append(Strip(name, f"{scores['psnr_db']:.1f} dB{unseen}", pictures.numpy()))
     return contact_sheet(
         strips,
         title=f"{result.walk.family}, seed {result.walk.seed}",
-        subtitle=subtitle,
+        subtitle="frame 0 is given; PSNR of static pixels over all frames after it",
         frame_labels=[str(int(i)) for i in moments],
         picture_px=128,
     )
