@@ -71,6 +71,13 @@ def shown(interval: Interval) -> str:
     return f"{interval.mean:.{digits}f} [dim]({interval.low:.{digits}f}, {interval.high:.{digits}f})[/]"
 
 
+def verdict(value: Interval, floor: float, below: bool) -> str:
+    """Met or missed by the mean; uncertain where the interval holds the floor."""
+    met = value.mean < floor if below else value.mean > floor
+    word = "[green]met[/]" if met else "[red]missed[/]"
+    return f"{word}, uncertain:" if value.low <= floor <= value.high else f"{word}:"
+
+
 def walk_table(title: str, results: Sequence[WalkResult]) -> Table:
     table = Table(title=f"{title}: {len(results)} walks, mean and 95% interval over scenes")
     table.add_column("frames 1 to 32", no_wrap=True)
@@ -83,15 +90,8 @@ def walk_table(title: str, results: Sequence[WalkResult]) -> Table:
 
 def family_table(groups: dict[str, list[WalkResult]]) -> Table:
     table = Table(title="By family: psnr_db of the model and its margins, depth_abs_rel in true frames")
-    for column in (
-        "family",
-        "walks",
-        "model",
-        "over first frame",
-        "over no memory",
-        "over warp, unseen",
-        "depth error",
-    ):
+    columns = ("family", "walks", "model", "over first frame", "over no memory", "over warp, unseen", "depth error")
+    for column in columns:
         table.add_column(column, justify="left" if column == "family" else "right", no_wrap=True)
     for name, results in groups.items():
         *_, depth, first, memory, unseen = floors(results, [], [])
@@ -148,9 +148,7 @@ def main(
     for column in ("what", "floor", "measured"):
         table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
     for (name, floor), value in zip(FLOORS.items(), measured, strict=True):
-        met = value.mean < floor if "error" in name else value.mean > floor
-        verdict = "[green]met[/]" if met else "[red]missed[/]"
-        table.add_row(name, f"{floor:g}", f"{verdict} {shown(value)}")
+        table.add_row(name, f"{floor:g}", f"{verdict(value, floor, below='error' in name)} {shown(value)}")
     console.print(table)
     console.print(walk_table("All families", results))
     console.print(family_table(groups))
