@@ -65,7 +65,7 @@ def floors(results: Sequence[WalkResult], frames_db: Sequence[float], photos_db:
 
 def shown(interval: Interval) -> str:
     """The mean, and its interval in grey."""
-    if not interval.count:
+    if not interval.scenes:
         return ""
     digits = 1 if abs(interval.mean) >= 10 else 2 if abs(interval.mean) >= 1 else 3
     return f"{interval.mean:.{digits}f} [dim]({interval.low:.{digits}f}, {interval.high:.{digits}f})[/]"

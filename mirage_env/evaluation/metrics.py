@@ -66,12 +66,12 @@ def cells_all(pixels: Bool[Tensor, "n H W"], grid: tuple[int, int]) -> Bool[Tens
 
 
 class Interval(NamedTuple):
-    """A mean over scenes and where it lies with 95% confidence; `count` scenes had a value."""
+    """A mean over scenes and where it lies with 95% confidence; `scenes` of them had a value."""
 
     mean: float
     low: float
     high: float
-    count: int
+    scenes: int
 
 
 def bootstrap(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:

@@ -71,7 +71,7 @@ def test_cells_and_pixels():
 
 def test_bootstrap_intervals():
     assert bootstrap([2.0, 2.0, math.nan]) == (2.0, 2.0, 2.0, 2)
-    assert bootstrap([math.nan]).count == 0
+    assert bootstrap([math.nan]).scenes == 0
     values = np.random.default_rng(0).normal(7.0, 2.0, 100)
     mean, low, high, count = bootstrap(values.tolist())
     assert mean == pytest.approx(values.mean()) and count == 100

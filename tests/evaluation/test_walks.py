@@ -166,7 +166,7 @@ def test_summaries_and_margins(make_walk):
 
     results = [result(model=20.0, other=18.0), result(model=30.0, other=28.0)]
     summary = walks.summarise(results)
-    assert summary["model"]["psnr_db"] == (25.0, 20.0, 30.0, 2) and summary["model"]["ssim"].count == 0
+    assert summary["model"]["psnr_db"] == (25.0, 20.0, 30.0, 2) and summary["model"]["ssim"].scenes == 0
     assert walks.margin(results, "model", "other") == (2.0, 2.0, 2.0, 2)  # pairs agree, though scenes do not
 
 
