@@ -1,6 +1,6 @@
 """The world model: one image begins a world, a path of cameras continues it. State goes in and comes out.
 
-image -> codec.encode -> memory.write -> memory.read -> denoise -> codec.decode -> depth/masks -> memory.write -> observe
+image -> codec.encode -> memory.write -> memory.read -> denoise -> codec.decode -> depth/masks -> memory.write
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class WorldModel:
                 f"the picture size must be a multiple of {stride} pixels a side, got {size[0]} x {size[1]}; "
                 f"the nearest that works is {nearest[0]} x {nearest[1]}"
             )
-        self.codec, self.perception, self.denoiser = (
-            _for_inference(part, self.device) for part in (codec, perception, denoiser)
-        )
+        self.codec = _for_inference(codec, self.device)
+        self.perception = _for_inference(perception, self.device)
+        self.denoiser = _for_inference(denoiser, self.device)
         self.memory = LatentMemory(preset.memory)
         self.weights = weights or {}
         """sha256 of every part's file; empty for parts that were not loaded from one."""
@@ -166,8 +166,8 @@ class WorldModel:
     def advance(self, state: WorldState, cameras: Cameras) -> tuple[Frames, WorldState]:
         """One chunk (Algorithm 1): `temporal_stride` frames a latent frame, at the given pixel-resolution cameras.
 
-        Raises `InvalidValueError` where the number of cameras is not a positive multiple of `temporal_stride`, their size
-        is not the model's, or a pose is not rigid.
+        Raises `InvalidValueError` where the number of cameras is not a positive multiple of `temporal_stride`, their
+        size is not the model's, or a pose is not rigid.
         """
         cameras = self._checked(cameras)
         stride = self.temporal_stride
@@ -231,7 +231,7 @@ class WorldModel:
         return {"memory_points": len(state.memory), "memory_bytes": state.memory.nbytes, "drift": state.drift}
 
     def _condition(self, state: WorldState, targets: Cameras, readout: Readout) -> ChunkCondition:
-        """All that the denoiser is told; `readout` shows the memory to the history's frames and to every coming frame."""
+        """All that the denoiser is told; `readout` shows the memory to the history's and to every coming frame."""
         past, stride = len(state.history.cameras), self.temporal_stride
         overlap, coming = [past - 1], range(past + stride - 1, past + stride * len(targets), stride)
         keyframes = state.keyframes[:-1]  # the last keyframe is the overlap frame itself
@@ -281,7 +281,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def _for_inference(part: Part, device: torch.device) -> Part:
-    """Frozen, on its device, and with matrix weights rounded once to what autocast would round them to at every call."""
+    """Frozen, on its device, its matrix weights rounded once to what autocast would round them to at every call."""
     part = part.to(device).eval().requires_grad_(False)
     if _has_fast_bf16(device):
         for module in part.modules():
@@ -302,8 +302,8 @@ def resolve_device(device: str) -> torch.device:
 def load_world(preset: str = "mirage-tiny", size: tuple[int, int] = (128, 128), device: str = "auto") -> WorldModel:
     """The preset's world model with its weights; one a process for the same arguments.
 
-    `preset` is a name in `envs_config/` or the path of a YAML; `size` is (H, W). Raises `UnknownNameError`, `InvalidValueError` or
-    `WeightsError`, each in one sentence.
+    `preset` is a name in `envs_config/` or the path of a YAML; `size` is (H, W). Raises `UnknownNameError`,
+    `InvalidValueError` or `WeightsError`, each in one sentence.
     """
     return _load_world(str(preset), tuple(size), str(resolve_device(device)))
 
@@ -345,9 +345,9 @@ def generate(
 ) -> Episode:
     """Walks through a picture without gym.
 
-    `cameras` are the T cameras after the first one, which is the picture's own, level at the world's origin; an array of
-    world_from_camera poses shares the picture's intrinsics. `chunk` latent frames are generated together. `progress(done, total)`
-    is called after every chunk. The last chunk is shorter where `chunk` does not divide T.
+    `cameras` are the T cameras after the first one, which is the picture's own, level at the world's origin; an array
+    of world_from_camera poses shares the picture's intrinsics. `chunk` latent frames are generated together; the last
+    chunk is shorter where `chunk` does not divide T. `progress(done, total)` is called after every chunk.
     """
     from mirage_env.images import load_image
 

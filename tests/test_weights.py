@@ -23,7 +23,7 @@ def test_weights_come_back_in_half_precision_with_their_card(saved):
 
 
 def test_missing_damaged_and_foreign_files_are_told(saved, tmp_path):
-    with pytest.raises(WeightsError, match="no weights at .*nothing.safetensors"):
+    with pytest.raises(WeightsError, match=r"no weights at .*nothing\.safetensors"):
         read_card(tmp_path / "nothing.safetensors")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(saved.read_bytes()[:50])

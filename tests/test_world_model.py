@@ -133,5 +133,5 @@ def test_bad_scenes_and_paths_are_told(model):
 
 def test_size_that_the_patches_do_not_divide_names_the_nearest(model):
     parts = (model.preset, model.codec, model.perception, model.denoiser)
-    with pytest.raises(InvalidValueError, match="multiple of 16 pixels a side, got 24 x 48; .* is 32 x 48"):
+    with pytest.raises(InvalidValueError, match=r"multiple of 16 pixels a side, got 24 x 48; .* is 32 x 48"):
         WorldModel(*parts, size=(24, 48))

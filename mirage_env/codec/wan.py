@@ -1,8 +1,8 @@
 """The image codec: diffusers' `AutoencoderKLWan`, as a still-image and a video codec.
 
 A codec without temporal stride describes every frame alone. Its causal 3-D convolutions then only ever see zero padding
-in the past, so all but their last temporal tap multiply zeros. `fold_frames` keeps that last tap as a 2-D convolution: the same
-numbers for a third of the arithmetic and of the file, and every latent is an image latent.
+in the past, so all but their last temporal tap multiply zeros. `fold_frames` keeps that last tap as a 2-D convolution:
+the same numbers for a third of the arithmetic and of the file, and every latent is an image latent.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class CodecConfig:
     def __post_init__(self) -> None:
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise InvalidValueError(
-                f"temporal_downsample needs one entry between two levels of dim_mult, that is {len(self.dim_mult) - 1}, "
-                f"got {len(self.temporal_downsample)}"
+                "temporal_downsample needs one entry between two levels of dim_mult, "
+                f"that is {len(self.dim_mult) - 1}, got {len(self.temporal_downsample)}"
             )
 
     @property
@@ -74,9 +74,7 @@ class FrameConv(nn.Conv2d):
         frame = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size[1:], conv.stride[1:], padding=conv._padding[0]
         ).to(conv.weight.device, conv.weight.dtype)
-        with torch.no_grad():
-            frame.weight.copy_(conv.weight[:, :, -1])
-            frame.bias.copy_(conv.bias)
+        frame.load_state_dict({"weight": conv.weight[:, :, -1], "bias": conv.bias})
         return frame
 
     def forward(self, x: Float[Tensor, "b c 1 h w"], cache_x: None = None) -> Float[Tensor, "b d 1 h2 w2"]:

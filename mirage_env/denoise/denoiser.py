@@ -192,8 +192,8 @@ class Denoiser(nn.Module):
     ) -> Float[Tensor, "b n c h w"]:
         """The linear estimate of x_0 from the noisy sample and the warp, which the network sees instead of raw noise.
 
-        If the warp errs with variance e and x_sigma / (1 - sigma) with (sigma / (1 - sigma))^2, the best blend gives the
-        latter the weight e (1 - sigma)^2 / (e (1 - sigma)^2 + sigma^2): at sigma = 1 this is the warp itself.
+        If the warp errs with variance e and x_sigma / (1 - sigma) with (sigma / (1 - sigma))^2, the best blend gives
+        the latter the weight e (1 - sigma)^2 / (e (1 - sigma)^2 + sigma^2): at sigma = 1 this is the warp itself.
         """
         level = sigma[:, None, None, None, None]
         signal = self.config.warp_error * (1.0 - level)

@@ -55,7 +55,7 @@ def check_cameras(cameras: Cameras) -> Cameras:
     if bool((error > 1e-3).any()):
         worst = int((error > 1e-3).nonzero()[0])
         raise InvalidValueError(
-            f"world_from_camera of camera {worst} is not rigid (R R^T differs from identity by {float(error[worst]):.2g}); "
-            "pass a rotation and a translation in metres, without scale"
+            f"world_from_camera of camera {worst} is not rigid (R R^T differs from identity by "
+            f"{float(error[worst]):.2g}); pass a rotation and a translation in metres, without scale"
         )
     return cameras

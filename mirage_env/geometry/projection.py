@@ -10,7 +10,10 @@ from mirage_env.types import Cameras
 
 
 def camera_rays(cameras: Cameras) -> Float[Tensor, "V h w 3"]:
-    """K^-1 [u + 1/2, v + 1/2, 1] of every cell of `cameras.size`, in camera coordinates; z is 1, so ray * z-depth is the point."""
+    """K^-1 [u + 1/2, v + 1/2, 1] of every cell of `cameras.size`, in camera coordinates.
+
+    Its z is 1, so that ray * z-depth is the point.
+    """
     height, width = cameras.size
     k = cameras.intrinsics_px
     u = torch.arange(width, device=k.device, dtype=k.dtype) + 0.5

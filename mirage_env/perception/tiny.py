@@ -1,12 +1,13 @@
 """The embedded preset's eyes: one small network for depth, sky and moving things.
 
-Next to the picture it sees, in every pixel, the viewing ray, how near the floor plane would be (a known camera height is what makes depth
-metric), and what the memory already knows of the depth there.
+Next to the picture it sees, in every pixel, the viewing ray, how near the floor plane would be (a known camera height
+is what makes depth metric), and what the memory already knows of the depth there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -42,7 +43,7 @@ class Perception(Protocol):
         memory_depth_m: Float[Tensor, "T h w"],
         floor_y: float,
     ) -> Perceived:
-        """`images` in [-1, 1]; `memory_depth_m` is the memory's readout, 0 where it shows nothing; the floor is y = `floor_y`."""
+        """`images` in [-1, 1]; `memory_depth_m` is the memory's readout, 0 for nothing; the floor is y = `floor_y`."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,19 @@ class TinyPerception(nn.Module):
         self.config = config
         widths = config.widths
         self.stem = nn.Conv2d(4 * INPUT_CHANNELS, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.encoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths)
         self.decoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * 3, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def logits(self, inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T 3 H W"]:
         """Log depth (ln metres) and the logits of sky and of moving things; see `perception_inputs`.
 
-        Depth is told relative to the floor plane, above the horizon to `FAR_M`: where floor is seen the answer is near 0.
+        Depth is told relative to the floor plane, above the horizon to `FAR_M`: where floor is seen the answer is
+        near 0.
         """
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         x = self.stem(F.pixel_unshuffle(inputs, 2))
@@ -124,7 +126,7 @@ class TinyPerception(nn.Module):
 def perception_inputs(
     images: Float[Tensor, "T 3 H W"], cameras: Cameras, memory_depth_m: Float[Tensor, "T h w"], floor_y: float | Tensor
 ) -> Float[Tensor, "T 8 H W"]:
-    """The network's channels. Nearness is 1 / metres, 0 for nothing; `floor_y` is one height, or one a frame, shape (T,)."""
+    """The network's channels. Nearness is 1 / metres, 0 for nothing; `floor_y` is one height, or one a frame (T,)."""
     rays = camera_rays(cameras)
     rotation, centre = cameras.world_from_camera[:, :3, :3], cameras.world_from_camera[:, :3, 3]
     down = torch.einsum("tj,thwj->thw", rotation[:, 1], rays)

@@ -33,8 +33,9 @@ class ClipConfig:
 class ClipStore:
     """`clips` clips of `frames` frames.
 
-    rgb (N, T, H, W, 3) uint8; depth (N, T, H, W) float16, metres; masks (N, T, H, W) uint8 bits; poses (N, T, 4, 4) float32
-    world_from_camera; intrinsics (N, 3, 3) float32 in pixels. Further arrays, such as latents, may be added by name.
+    rgb (N, T, H, W, 3) uint8; depth (N, T, H, W) float16, metres; masks (N, T, H, W) uint8 bits; poses (N, T, 4, 4)
+    float32 world_from_camera; intrinsics (N, 3, 3) float32 in pixels. Further arrays, such as latents, may be added by
+    name.
     """
 
     def __init__(self, folder: Path):

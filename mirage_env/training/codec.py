@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mirage_env.codec.wan import CodecConfig, WanCodec, to_float
 from mirage_env.training.loop import Stage
+from mirage_env.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class CodecLossConfig:
     """Keeps the latents near unit size; stands in for the KL term of a sampled posterior."""
 
 
-def reconstruction_loss(prediction: Float[Tensor, "n 3 H W"], target: Float[Tensor, "n 3 H W"], gradient_weight: float):
+def reconstruction_loss(
+    prediction: Float[Tensor, "n 3 H W"], target: Float[Tensor, "n 3 H W"], gradient_weight: float
+) -> Float[Tensor, ""]:
     """|e| + 2 e^2, and the same pull on differences of neighbours, which keeps edges sharp."""
     error = prediction.float() - target
     dx, dy = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
@@ -53,7 +56,7 @@ class CodecStage(Stage):
         held_out: int = 64,
         device: str = "cpu",
     ):
-        self.model = WanCodec(config).to(device)
+        self.model: WanCodec = WanCodec(config).to(device)
         self.config, self.loss, self.device = config, loss, device
         self.sources = [(photos, loss.photo_share), (frames, 1.0 - loss.photo_share)]
         self.held_out = held_out
@@ -89,7 +92,7 @@ class CodecStage(Stage):
     def validate(self) -> dict[str, float]:
         result = {}
         for name, (pictures, _) in zip(("photos", "frames"), self.sources, strict=True):
-            images = to_float(torch.from_numpy(np.ascontiguousarray(pictures[-self.held_out :]))).to(self.device)
+            images = to_float(torch.from_numpy(np.array(pictures[-self.held_out :]))).to(self.device)
             with torch.autocast(torch.device(self.device).type, torch.bfloat16):
                 prediction = self.model.decode_raw(self.model.moments(images)[:, : self.config.channels])
             result[f"psnr_{name}"] = float(psnr(prediction.clamp(-1, 1), images).mean())
@@ -106,7 +109,5 @@ class CodecStage(Stage):
         self.model.std.copy_(z.std(dim=(0, 2, 3)))
 
     def export(self, folder: Path, card: dict) -> None:
-        from mirage_env.weights import save_weights
-
         self.measure_statistics()
         save_weights(folder / "codec.safetensors", self.model, {"kind": "codec", "config": self.config, **card})

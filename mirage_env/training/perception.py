@@ -52,7 +52,8 @@ class PerceptionStage(Stage):
         held_out: int = 32,
         device: str = "cpu",
     ):
-        self.model = TinyPerception(config).to(device, memory_format=torch.channels_last)
+        self.model: TinyPerception = TinyPerception(config).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.config, self.loss, self.store, self.held_out, self.device = config, loss, store, held_out, device
         self.memory = LatentMemory(MemoryConfig())
         self.rgb, self.depth, self.masks = (store.array(name) for name in ("rgb", "depth", "masks"))
@@ -61,10 +62,11 @@ class PerceptionStage(Stage):
         rng = np.random.default_rng(generator.initial_seed())
         clips = rng.integers(0, len(self.store) - self.held_out, self.loss.batch)
         frames, others = rng.integers(0, self.store.config.frames, (2, self.loss.batch))
-        inputs, *truth = self._pictures(clips, frames, others, rng)
+        inputs, depth, sky, dynamic = self._pictures(clips, frames, others, rng)
         if rng.random() < self.loss.half_size_share:
-            inputs, truth = F.avg_pool2d(inputs, 2), [x[:, ::2, ::2] for x in truth]
-        return inputs, *truth
+            inputs = F.avg_pool2d(inputs, 2)
+            depth, sky, dynamic = (x[:, ::2, ::2] for x in (depth, sky, dynamic))
+        return inputs, depth, sky, dynamic
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         inputs, depth, sky, dynamic = batch
@@ -80,11 +82,11 @@ class PerceptionStage(Stage):
         return {"loss": loss, "log_depth": value.detach(), "masks": masks.detach()}
 
     def validate(self) -> dict[str, float]:
-        """Metric absolute relative error without memory and without alignment, and intersection over union of the masks."""
+        """Metric absolute relative error without memory or alignment, and intersection over union of the masks."""
         rng = np.random.default_rng(0)
         clips = np.arange(len(self.store) - self.held_out, len(self.store))
         frames = rng.integers(0, self.store.config.frames, len(clips))
-        inputs, depth, sky, dynamic = self._pictures(clips, frames, None, None)
+        inputs, depth, sky, dynamic = self._pictures(clips, frames, frames, None)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             log_depth, sky_logit, dynamic_logit = torch.cat([self.model.logits(x) for x in inputs.split(8)]).unbind(1)
         relative = ((log_depth.exp() - depth).abs() / depth.clamp_min(1e-2))[~sky]
@@ -94,8 +96,10 @@ class PerceptionStage(Stage):
             "dynamic_iou": iou(dynamic_logit > 0, dynamic),
         }
 
-    def _pictures(self, clips, frames, others, rng):
-        """Network inputs, depth (metres), sky and dynamic masks; memories and blur only where `rng` is given."""
+    def _pictures(
+        self, clips: np.ndarray, frames: np.ndarray, others: np.ndarray, rng: np.random.Generator | None
+    ) -> Batch:
+        """The given (clip, frame) pairs; memories, which frames `others` wrote, and blur only where there is `rng`."""
         images = to_float(torch.from_numpy(self.rgb[clips, frames]))
         depth = torch.from_numpy(self.depth[clips, frames].astype(np.float32))
         masks = torch.from_numpy(self.masks[clips, frames])
@@ -106,16 +110,18 @@ class PerceptionStage(Stage):
             images = torch.stack([_weakened(image, rng) for image in images])
             for i in np.flatnonzero(rng.random(len(clips)) < self.loss.memory_share):
                 scale = float(np.exp(self.loss.scale_noise * rng.standard_normal()))
-                known[i] = scale * self._memory_depth(clips[i], others[i], cameras[i : i + 1])
+                known[i] = scale * self._memory_depth(int(clips[i]), int(others[i]), cameras[i : i + 1])
         inputs = perception_inputs(images, cameras, known, 0.0)
-        return (x.to(self.device) for x in (inputs, depth, (masks & SKY) > 0, (masks & DYNAMIC) > 0))
+        sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
+        return inputs.to(self.device), depth.to(self.device), sky.to(self.device), dynamic.to(self.device)
 
     def _memory_depth(self, clip: int, frame: int, camera: Cameras) -> Float[Tensor, "h w"]:
         """What a memory that frame `frame` alone wrote shows to `camera`."""
         source = self.store.cameras(np.array([clip]), np.array([frame]))
         depth = torch.from_numpy(self.depth[clip, frame].astype(np.float32))[None]
         valid = torch.from_numpy(self.masks[clip, frame] == 0)[None]
-        grid = tuple(side // self.loss.cell_px for side in self.store.config.size)
+        height, width = self.store.config.size
+        grid = (height // self.loss.cell_px, width // self.loss.cell_px)
         state = self.memory.write(self.memory.empty(1), torch.zeros(1, 1, *grid), depth, valid, source)
         return self.memory.read(state, camera.resized(grid)).depth_m[0]
 
@@ -126,7 +132,7 @@ class PerceptionStage(Stage):
 
 
 def _weakened(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:
-    """Blurred and dimmed at random: generated pictures are softer than the simulator's, photographs vary in exposure."""
+    """Blurred and dimmed at random: generated pictures are softer than simulated ones, photographs vary in exposure."""
     image = (image * rng.uniform(0.8, 1.15) + rng.uniform(-0.15, 0.15)).clamp(-1, 1)
     if rng.random() < 0.5:
         small = F.interpolate(image[None], scale_factor=rng.uniform(0.35, 0.9), mode="bilinear", antialias=True)

@@ -14,10 +14,10 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def photo_crops(folder: Path, size: int, crops_a_photo: int, seed: int) -> Iterator[np.ndarray]:
-    """Square uint8 crops (size, size, 3) of every picture below `folder`, in random order of place, scale and mirroring.
+    """Square uint8 crops (size, size, 3) of every picture below `folder`, of random place, scale and mirroring.
 
-    A crop covers between a quarter of the shorter side and all of it, reduced with antialiasing, so that textures come
-    at every scale.
+    The pictures come in random order. A crop covers between a quarter of the shorter side and all of it, reduced with
+    antialiasing, so that textures come at every scale. Raises `ImageError` where there is no picture.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.is_symlink())
     if not paths:
@@ -30,7 +30,7 @@ def photo_crops(folder: Path, size: int, crops_a_photo: int, seed: int) -> Itera
         short = min(image.size)
         for _ in range(crops_a_photo):
             side = int(np.clip(short * np.exp(rng.uniform(np.log(0.25), 0.0)), min(size, short), short))
-            left, top = rng.integers(0, image.width - side + 1), rng.integers(0, image.height - side + 1)
+            left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
             crop = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
             pixels = np.asarray(crop)
             yield np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < 0.5 else pixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +32,19 @@ Report = Callable[[int, int, dict[str, float]], None]
 @dataclass(frozen=True)
 class CodecTraining:
     loop: LoopConfig
-    loss: CodecLossConfig = CodecLossConfig()
+    loss: CodecLossConfig = field(default_factory=CodecLossConfig)
 
 
 @dataclass(frozen=True)
 class PerceptionTraining:
     loop: LoopConfig
-    loss: PerceptionLossConfig = PerceptionLossConfig()
+    loss: PerceptionLossConfig = field(default_factory=PerceptionLossConfig)
 
 
 @dataclass(frozen=True)
 class WorldTraining:
     loop: LoopConfig
-    loss: WorldLossConfig = WorldLossConfig()
+    loss: WorldLossConfig = field(default_factory=WorldLossConfig)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def run_stage(
 ) -> bool:
     """Runs one stage in `folder`, going on where it was cut off; True when it is whole.
 
-    `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone. The trained
-    weights lie in `folder` as codec.safetensors, perception.safetensors and denoiser.safetensors.
+    `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
+    The trained weights lie in `folder` as codec.safetensors, perception.safetensors and denoiser.safetensors.
     """
     if stage not in STAGES:
         raise UnknownNameError("training stage", stage, STAGES)

@@ -1,7 +1,7 @@
 """Weights as the package ships and loads them: one safetensors file a part, in half precision, with a card inside.
 
-The card is JSON in the file's metadata: the kind of part, its configuration, how it was trained, and for every part that depends
-on the codec, the codec's hash; a part made for another codec is refused.
+The card is JSON in the file's metadata: the kind of part, its configuration, how it was trained, and for every part
+that depends on the codec, the codec's hash; a part made for another codec is refused.
 """
 
 from __future__ import annotations

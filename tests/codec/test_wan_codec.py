@@ -73,5 +73,5 @@ def test_pictures_survive_the_way_in_and_out():
 
 
 def test_config_refuses_levels_that_do_not_match():
-    with pytest.raises(InvalidValueError, match="temporal_downsample needs one entry .* that is 2, got 1"):
+    with pytest.raises(InvalidValueError, match=r"temporal_downsample needs one entry .* that is 2, got 1"):
         CodecConfig(temporal_downsample=(False,))

@@ -106,7 +106,7 @@ def test_damaged_and_foreign_checkpoints_are_told(tmp_path):
     with pytest.raises(WeightsError, match="trained on the latents of another codec"):
         train(other_codec, CONFIG, tmp_path)
     checkpoint.write_bytes(checkpoint.read_bytes()[:40])
-    with pytest.raises(WeightsError, match="is damaged .*; delete it to start this stage anew"):
+    with pytest.raises(WeightsError, match=r"is damaged .*; delete it to start this stage anew"):
         train(LineFit(), CONFIG, tmp_path)
 
 

@@ -22,7 +22,7 @@ from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
 from mirage_env.training.photos import photo_crops
 from mirage_env.training.world import WorldLossConfig, WorldStage, encode_store
-from mirage_env.weights import load_weights
+from mirage_env.weights import load_weights, read_card
 
 CLIPS, FRAMES, SIDE = 6, 6, 32
 LOOP = LoopConfig(steps=3, warmup=1, log_every=1, validate_every=3, save_seconds=1e9)
@@ -76,14 +76,14 @@ def trained(store, tmp_path):
 
 
 def test_exported_codec_gives_latents_of_unit_scale(trained, store):
-    _, codec, codec_hash = trained
+    _, _, codec_hash = trained
     latents = store.array(f"latents-{codec_hash[:12]}").astype(np.float32)
     assert latents.shape == (CLIPS, FRAMES, 6, SIDE // 8, SIDE // 8)
     assert 0.5 < latents.std() < 2.0 and abs(latents.mean()) < 0.5
 
 
 def test_predicted_depth_keeps_the_first_frames_error(trained, store):
-    """The untrained network sees one depth everywhere; every frame is brought to the first frame's error."""
+    """A network that has learned next to nothing sees the same in every frame; all are brought to the first's error."""
     predicted, truth = (store.array(name).astype(np.float32) for name in ("predicted_depth", "depth"))
     error = np.log(np.median(predicted[:, :, 8:], (2, 3)) / np.median(truth[:, :, 8:], (2, 3)))
     assert np.abs(error - error[:, :1]).max() < 0.02
@@ -105,6 +105,7 @@ def test_the_denoiser_trains_and_is_bound_to_its_codec(trained, store):
 
 def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
     _, codec, codec_hash = trained
+    np.save(store.folder / "predicted_depth.npy", store.array("depth"))  # an eye without error
     stage = WorldStage(DENOISER, WorldLossConfig(keyframe_stride=2), MemoryConfig(), [store], codec, codec_hash)
     condition, clean = stage.chunks(0, np.array([1, 3]), overlap=3, n=2, rng=None)
     latents = torch.from_numpy(store.array(f"latents-{codec_hash[:12]}")[[1, 3]].astype(np.float32))
@@ -118,11 +119,11 @@ def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
 
 def test_perception_learns_the_wall(store):
     stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(batch=2), store, held_out=2)
-    before = stage.validate()["abs_rel"]
+    with torch.no_grad():
+        before = stage.validate()["abs_rel"]
     config = replace(LOOP, steps=40, learning_rate=1e-2, ema=0.5, validate_every=40)
-    train(stage, config, store.folder / "perception")
-    stage.model.eval()
-    assert stage.validate()["abs_rel"] < 0.5 * before
+    train(stage, config, store.folder)
+    assert read_card(store.folder / "perception.safetensors")["metrics"]["abs_rel"] < 0.5 * before
 
 
 def test_iou_of_masks():
@@ -134,7 +135,7 @@ def test_iou_of_masks():
 def test_photo_crops(tmp_path):
     from PIL import Image
 
-    with pytest.raises(ImageError, match="no pictures .* below"):
+    with pytest.raises(ImageError, match=r"no pictures .* below"):
         list(photo_crops(tmp_path, 32, 2, seed=0))
     Image.fromarray(np.full((50, 90, 3), 200, np.uint8)).save(tmp_path / "grey.png")
     crops = list(photo_crops(tmp_path, 32, 3, seed=0))
