@@ -190,7 +190,7 @@ class Denoiser(nn.Module):
     def _guess(
         self, sample: Float[Tensor, "b n c h w"], sigma: Float[Tensor, " b"], base: Float[Tensor, "b n c h w"]
     ) -> Float[Tensor, "b n c h w"]:
-        """The linear estimate of x_0 from the noisy sample and the warp, which the network sees instead of raw noise.
+        """The linear estimate of x_0 from noisy sample and warp, which the network sees instead of raw noise.
 
         If the warp errs with variance e and x_sigma / (1 - sigma) with (sigma / (1 - sigma))^2, the best blend gives
         the latter the weight e (1 - sigma)^2 / (e (1 - sigma)^2 + sigma^2): at sigma = 1 this is the warp itself.
