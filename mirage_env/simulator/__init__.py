@@ -1,4 +1,4 @@
-"""Procedural ground truth: scenes with exact RGB, depth, sky and dynamic masks, their collisions, and paths through them."""
+"""Procedural ground truth: scenes, exact RGB, depth, sky and dynamic masks, collisions, and paths through them."""
 
 from mirage_env.simulator.collision import free, move
 from mirage_env.simulator.render import render, visible_depth

@@ -50,7 +50,9 @@ class Builder:
         options = [t for c in categories for t in self.bank.groups[c]]
         return int(self.rng.choice(options))
 
-    def paint(self, *categories: str, repeat_m: float | None = 1.0, tint: float = 0.12, turned: bool | None = False) -> Paint:
+    def paint(
+        self, *categories: str, repeat_m: float | None = 1.0, tint: float = 0.12, turned: bool | None = False
+    ) -> Paint:
         """A random texture of the categories; `tint` is how far colour and brightness may stray."""
         rng = self.rng
         colour = (1 + rng.uniform(-tint, 0.4 * tint)) * (1 + rng.uniform(-0.6 * tint, 0.6 * tint, 3))
@@ -61,10 +63,19 @@ class Builder:
         return Paint(self.pick(*categories), tuple(colour), repeat_m, offset, turned)
 
     def solid(
-        self, place: Place, x: float, z: float, base: float, size: tuple[float, float, float], paint: Paint, yaw: float = 0.0,
-        round_: bool = False, mover: int = -1, glow: float = 0.0,
+        self,
+        place: Place,
+        x: float,
+        z: float,
+        base: float,
+        size: tuple[float, float, float],
+        paint: Paint,
+        yaw: float = 0.0,
+        round_: bool = False,
+        mover: int = -1,
+        glow: float = 0.0,
     ) -> None:
-        """A box (or ellipsoid) of `size` (width, height, depth) whose foot is `base` above the floor, at (x, z) of `place`."""
+        """A box or ellipsoid of `size` (width, height, depth): foot `base` above the floor, at (x, z) of `place`."""
         half = np.maximum(0.5 * np.asarray(size, dtype=float), 1e-3)
         at_x, at_z = place.at(x, z)
         centre = np.array([at_x, -(base + half[1]), at_z])
@@ -77,8 +88,8 @@ class Builder:
             anchor = np.array([cos * centre[0] - sin * centre[2], centre[1], sin * centre[0] + cos * centre[2]])
             offset = (anchor * scale if mover < 0 and not round_ else 0.0) + np.asarray(paint.offset)
         self.objects.append(
-            dict(centre=centre, half=half, yaw=yaw, ellipsoid=round_, mover=mover, texture=paint.texture, tint=paint.tint,
-                 uv_scale=scale, uv_offset=offset, uv_turned=paint.turned, glow=glow)
+            dict(centre=centre, half=half, yaw=yaw, ellipsoid=round_, mover=mover, texture=paint.texture,
+                 tint=paint.tint, uv_scale=scale, uv_offset=offset, uv_turned=paint.turned, glow=glow)
         )  # fmt: skip
 
     def light(self, x: float, height: float, z: float, colour: tuple[float, float, float], reach_m: float) -> None:

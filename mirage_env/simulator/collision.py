@@ -48,8 +48,8 @@ def move(
 ) -> Float[Tensor, "N 2"]:
     """The floor position that a disc reaches on its way from `start_xz` to `end_xz`.
 
-    "stop" halts before the first obstacle, "slide" keeps the part of the motion along x or z that stays free, "none" ignores
-    obstacles. A disc that starts inside something may leave it.
+    "stop" halts before the first obstacle, "slide" keeps the part of the motion along x or z that stays free, "none"
+    ignores obstacles. A disc that starts inside something may leave it.
     """
     if mode not in MODES:
         raise UnknownNameError("collision mode", mode, MODES)

@@ -14,7 +14,9 @@ def table(b: Builder, p: Place, width: float, depth: float, height: float = 0.74
     b.solid(p, 0, depth / 2, height - 0.05, (width, 0.05, depth), top)
     for sx in (-1, 1):
         for sz in (-1, 1):
-            b.solid(p, sx * (width / 2 - 0.06), depth / 2 + sz * (depth / 2 - 0.06), 0, (0.07, height - 0.05, 0.07), leg)
+            b.solid(
+                p, sx * (width / 2 - 0.06), depth / 2 + sz * (depth / 2 - 0.06), 0, (0.07, height - 0.05, 0.07), leg
+            )
     for _ in range(int(b.rng.integers(1, 4))):
         trinket(b, Place(*p.at(b.rng.uniform(-0.4, 0.4) * width, depth * b.rng.uniform(0.25, 0.75)), p.yaw), height)
 
@@ -26,11 +28,21 @@ def trinket(b: Builder, p: Place, height: float) -> None:
         b.solid(p, 0, 0, height, (0.14, 0.24, 0.14), b.paint("tile", "stone", repeat_m=0.3, tint=0.3), round_=True)
         b.solid(p, 0, 0, height + 0.2, (0.22, 0.22, 0.22), b.paint("leaves", repeat_m=0.4), round_=True)
     elif kind == 1:
-        b.solid(p, 0, 0, height - 0.02, (0.26, 0.14, 0.26), b.paint("tile", "fabric", repeat_m=0.3, tint=0.3), round_=True)
+        b.solid(
+            p, 0, 0, height - 0.02, (0.26, 0.14, 0.26), b.paint("tile", "fabric", repeat_m=0.3, tint=0.3), round_=True
+        )
     elif kind == 2:
         for i in range(int(b.rng.integers(1, 4))):
             size = (b.rng.uniform(0.2, 0.28), 0.04, b.rng.uniform(0.16, 0.22))
-            b.solid(p, 0, 0, height + 0.04 * i, size, b.paint("fabric", "drawers", repeat_m=0.6, tint=0.3), b.rng.uniform(-0.4, 0.4))
+            b.solid(
+                p,
+                0,
+                0,
+                height + 0.04 * i,
+                size,
+                b.paint("fabric", "drawers", repeat_m=0.6, tint=0.3),
+                b.rng.uniform(-0.4, 0.4),
+            )
     else:
         b.solid(p, 0, 0, height, (0.16, 0.12, 0.16), b.paint("brick", "stone", repeat_m=0.5))
         b.solid(p, 0, 0, height + 0.1, (0.26, 0.3, 0.26), b.paint("leaves", repeat_m=0.5), round_=True)
@@ -55,7 +67,11 @@ def sofa(b: Builder, p: Place, width: float) -> None:
 
 
 def bed(b: Builder, p: Place, width: float) -> None:
-    wood, quilt, sheet = b.paint("veneer", repeat_m=0.8), b.paint("fabric", repeat_m=0.9), b.paint("plaster", repeat_m=0.7)
+    wood, quilt, sheet = (
+        b.paint("veneer", repeat_m=0.8),
+        b.paint("fabric", repeat_m=0.9),
+        b.paint("plaster", repeat_m=0.7),
+    )
     b.solid(p, 0, 0.04, 0, (width + 0.1, 1.05, 0.07), wood)
     b.solid(p, 0, 1.06, 0.05, (width, 0.25, 1.97), wood)
     b.solid(p, 0, 1.06, 0.3, (width - 0.04, 0.18, 1.92), sheet)
@@ -88,7 +104,14 @@ def bookcase(b: Builder, p: Place, width: float, height: float) -> None:
         gap = height / rows
         filled = b.rng.uniform(0.55, 1.0) * (width - 0.07)
         size = (filled, gap * b.rng.uniform(0.75, 0.9), 0.2)
-        b.solid(p, (filled - width + 0.07) / 2, 0.15, i * (height - 0.03) / rows + 0.028, size, b.paint("books", repeat_m=None, tint=0.25))
+        b.solid(
+            p,
+            (filled - width + 0.07) / 2,
+            0.15,
+            i * (height - 0.03) / rows + 0.028,
+            size,
+            b.paint("books", repeat_m=None, tint=0.25),
+        )
 
 
 def plant(b: Builder, p: Place, size: float = 1.0) -> None:
@@ -149,7 +172,15 @@ def crate_pile(b: Builder, p: Place) -> None:
     side = b.rng.uniform(0.4, 0.65)
     b.solid(p, 0, side / 2, 0, (side,) * 3, b.paint("wood", "drawers", repeat_m=None), b.rng.uniform(-0.3, 0.3))
     if b.rng.random() < 0.6:
-        b.solid(p, 0.04, side / 2, side, (0.7 * side,) * 3, b.paint("wood", "drawers", repeat_m=None), b.rng.uniform(-0.6, 0.6))
+        b.solid(
+            p,
+            0.04,
+            side / 2,
+            side,
+            (0.7 * side,) * 3,
+            b.paint("wood", "drawers", repeat_m=None),
+            b.rng.uniform(-0.6, 0.6),
+        )
 
 
 def walker(b: Builder, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -83,7 +83,9 @@ def wall(
         piece(left, right, o.top, height, False)
         cursor = right
         for side in (left - 0.035, right + 0.035):
-            b.solid(place, side, 0.012, max(o.base - 0.07, 0), (0.07, o.top - max(o.base - 0.07, 0) + 0.07, 0.024), trim)
+            b.solid(
+                place, side, 0.012, max(o.base - 0.07, 0), (0.07, o.top - max(o.base - 0.07, 0) + 0.07, 0.024), trim
+            )
         b.solid(place, o.along, 0.012, o.top, (o.width, 0.07, 0.024), trim)
         if o.base > 0 and glazing:
             b.solid(place, o.along, 0.04, o.base - 0.05, (o.width + 0.1, 0.05, 0.12), trim)
@@ -98,9 +100,11 @@ def shell(
     b: Builder, x0: float, z0: float, x1: float, z1: float, height: float,
     openings: tuple[tuple[Opening, ...], ...] = ((), (), (), ()), windows: tuple[int, ...] = (),
 ) -> list[Wall]:  # fmt: skip
-    """Floor, ceiling, lamp and four walls (near z0, right x1, far z1, left x0) of a room; doors' floor is kept clear."""
+    """Floor, ceiling, lamps and four walls (at z0, x1, z1, x0) of a room; the floor before doors is kept clear."""
     rng = b.rng
-    side = b.paint(*rng.choice(["wallpaper", "plaster", "wallpaper", "brick", "tile"], 1), repeat_m=rng.uniform(0.9, 1.8))
+    side = b.paint(
+        *rng.choice(["wallpaper", "plaster", "wallpaper", "brick", "tile"], 1), repeat_m=rng.uniform(0.9, 1.8)
+    )
     accent = b.paint("wallpaper", "brick", "plaster", "stone", repeat_m=1.4) if rng.random() < 0.4 else side
     trim = b.paint("plaster", "veneer", repeat_m=0.9)
     floor = b.paint("wood", "wood", "tile", "pile", "stone", repeat_m=1.5, turned=None)
@@ -141,7 +145,16 @@ def shell(
         if rng.random() < 0.5:
             b.solid(ORIGIN, x, z, height - 0.1, (0.5, 0.09, 0.5), b.paint("plaster", repeat_m=0.5), glow=1.0)
         else:
-            b.solid(ORIGIN, x, z, height - 0.5, (0.4, 0.3, 0.4), b.paint("fabric", "plaster", repeat_m=0.5), round_=True, glow=0.8)
+            b.solid(
+                ORIGIN,
+                x,
+                z,
+                height - 0.5,
+                (0.4, 0.3, 0.4),
+                b.paint("fabric", "plaster", repeat_m=0.5),
+                round_=True,
+                glow=0.8,
+            )
             b.solid(ORIGIN, x, z, height - 0.25, (0.02, 0.25, 0.02), trim)
         b.light(x, height - 0.65, z, (1.0, 0.78 + 0.2 * warm, 0.55 + 0.4 * warm), 1.8)
     return walls
@@ -153,7 +166,8 @@ def furnish(b: Builder, walls: list[Wall], density: float = 0.8) -> None:
     for w in walls:
         along = rng.uniform(0.1, 0.5)
         while along < w.length - 0.4:
-            kind = rng.choice(["cabinet", "tall", "bookcase", "sofa", "bed", "table", "plant", "lamp", "crates", "none"],
+            kind = rng.choice(["cabinet", "tall", "bookcase", "sofa", "bed",
+                               "table", "plant", "lamp", "crates", "none"],
                               p=[0.17, 0.1, 0.17, 0.12, 0.07, 0.12, 0.08, 0.05, 0.04, 0.08])  # fmt: skip
             width, depth, height = {
                 "cabinet": (rng.uniform(0.7, 1.8), rng.uniform(0.38, 0.6), rng.uniform(0.7, 1.1)),
@@ -166,7 +180,9 @@ def furnish(b: Builder, walls: list[Wall], density: float = 0.8) -> None:
             }[kind]  # fmt: skip
             middle = along + width / 2
             spot = w.spot(middle, 0.03)
-            roomy = kind == "none" or (rng.random() < density and w.clear(middle, width, 0, height) and b.claim(spot, width, depth))
+            roomy = kind == "none" or (
+                rng.random() < density and w.clear(middle, width, 0, height) and b.claim(spot, width, depth)
+            )
             if roomy:
                 if kind == "cabinet" or kind == "tall":
                     furniture.cabinet(b, spot, width, height, depth)
@@ -232,7 +248,9 @@ def outside(b: Builder, radius: float, wild: bool = True) -> None:
             furniture.bush(b, spot, rng.uniform(1, 2.5))
         else:
             size = (rng.uniform(5, 9), rng.uniform(4, 9), rng.uniform(4, 7))
-            b.solid(Place(spot.x * 1.5, spot.z * 1.5, spot.yaw), 0, 0, -0.1, size, b.paint("facade", "brick", repeat_m=3.5))
+            b.solid(
+                Place(spot.x * 1.5, spot.z * 1.5, spot.yaw), 0, 0, -0.1, size, b.paint("facade", "brick", repeat_m=3.5)
+            )
 
 
 def walkers(b: Builder, x0: float, z0: float, x1: float, z1: float, share: float = 0.36) -> None:
@@ -365,7 +383,14 @@ def courtyard(b: Builder) -> Plan:
     rng = b.rng
     w, d, height = rng.uniform(7, 13), rng.uniform(7, 13), rng.uniform(2.2, 5.0)
     x0, z0, x1, z1 = -w / 2, -d / 2, w / 2, d / 2
-    b.solid(ORIGIN, 0, 0, -0.05, (w + 0.6, 0.05, d + 0.6), b.paint("stone", "brick", "concrete", "grass", "tile", repeat_m=2.0))
+    b.solid(
+        ORIGIN,
+        0,
+        0,
+        -0.05,
+        (w + 0.6, 0.05, d + 0.6),
+        b.paint("stone", "brick", "concrete", "grass", "tile", repeat_m=2.0),
+    )
     corners = [(x0, z0), (x1, z0), (x1, z1), (x0, z1)]
     trim = b.paint("stone", "plaster", repeat_m=0.9)
     walls = []
@@ -376,7 +401,11 @@ def courtyard(b: Builder) -> Plan:
         tall = height * rng.uniform(0.55, 1.0)
         holes = []
         if rng.random() < 0.45:
-            holes.append(Opening(rng.uniform(1.2, length - 1.2), rng.uniform(1.1, 2.2), 0.0, min(rng.uniform(2.0, 2.6), tall - 0.12)))
+            holes.append(
+                Opening(
+                    rng.uniform(1.2, length - 1.2), rng.uniform(1.1, 2.2), 0.0, min(rng.uniform(2.0, 2.6), tall - 0.12)
+                )
+            )
         walls.append(wall(b, start, end, tall, paint, trim, tuple(holes), thickness=0.3, skirting=False))
         b.solid(walls[-1].place, length / 2, -0.15, tall, (length + 0.3, 0.08, 0.4), trim)
         for o in holes:
@@ -396,7 +425,9 @@ def courtyard(b: Builder) -> Plan:
                 elif kind < 0.85 and b.claim(spot, 1.0, 1.0):
                     furniture.bush(b, Place(*spot.at(0, 0.5), spot.yaw), rng.uniform(0.7, 1.3))
                 elif b.claim(spot, 0.7, 0.7):
-                    furniture.crate_pile(b, spot) if rng.random() < 0.4 else furniture.plant(b, spot, rng.uniform(1.0, 1.7))
+                    furniture.crate_pile(b, spot) if rng.random() < 0.4 else furniture.plant(
+                        b, spot, rng.uniform(1.0, 1.7)
+                    )
             along += rng.uniform(1.0, 2.0)
     for _ in range(int(rng.integers(2, 6))):
         spot = Place(rng.uniform(x0 + 1, x1 - 1), rng.uniform(z0 + 1, z1 - 1), rng.uniform(0, 3))
@@ -454,7 +485,9 @@ def gallery(b: Builder) -> Plan:
             b.solid(spot, 0, 0.4, 0, (0.56, 0.15, 0.56), column)
             b.solid(spot, 0, 0.4, height - 0.15, (0.56, 0.15, 0.56), column)
     for _ in range(int(rng.integers(2, 5))):
-        spot = Place(*rng.uniform(-0.5 * radius, 0.5 * radius, 2), rng.uniform(0, np.pi))
+        spot = Place(
+            rng.uniform(-0.5 * radius, 0.5 * radius), rng.uniform(-0.5 * radius, 0.5 * radius), rng.uniform(0, np.pi)
+        )
         width, tall = rng.uniform(1.2, 2.4), rng.uniform(1.9, 2.5)
         if b.claim(spot, width, 0.6):
             b.solid(spot, 0, 0.3, 0, (width, tall, 0.14), b.paint("wall", repeat_m=1.2))
@@ -462,12 +495,23 @@ def gallery(b: Builder) -> Plan:
                 back = Place(*spot.at(0, 0.3), spot.yaw + side)
                 furniture.picture(b, Place(*back.at(0, 0.07), back.yaw), 0.55 * width, 0.55 * tall, 0.75)
     for _ in range(int(rng.integers(3, 7))):
-        spot = Place(*rng.uniform(-0.65 * radius, 0.65 * radius, 2), rng.uniform(0, 3))
+        spot = Place(
+            rng.uniform(-0.65 * radius, 0.65 * radius), rng.uniform(-0.65 * radius, 0.65 * radius), rng.uniform(0, 3)
+        )
         if b.claim(spot, 0.6, 0.6):
             tall = rng.uniform(0.5, 1.1)
             b.solid(spot, 0, 0.3, 0, (0.45, tall, 0.45), b.paint("column", repeat_m=0.6))
             size = rng.uniform(0.25, 0.5, 3)
-            b.solid(spot, 0, 0.3, tall, tuple(size), b.paint("object", repeat_m=0.4), rng.uniform(0, 1), round_=rng.random() < 0.6)
+            b.solid(
+                spot,
+                0,
+                0.3,
+                tall,
+                tuple(size),
+                b.paint("object", repeat_m=0.4),
+                rng.uniform(0, 1),
+                round_=rng.random() < 0.6,
+            )
     for k in range(5):
         angle, far = turn + 2 * np.pi * k / 4, 0.0 if k == 4 else 0.55 * radius
         x, z = far * np.cos(angle), far * np.sin(angle)

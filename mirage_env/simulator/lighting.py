@@ -59,7 +59,7 @@ def _share(offset: Tensor, half: Tensor, cell: Tensor) -> Tensor:
 
 
 def _transmittance(full: Tensor, gap: tuple[Tensor, ...], cell: Tensor) -> Tensor:
-    """What share of the light crosses the half-empty cells along `gap`: metres (x, y, z) from every cell to the light."""
+    """What share of the light crosses the half-empty cells along `gap`: metres (x, y, z) from cells to the light."""
     shape = full.shape
     grid = torch.meshgrid(*(torch.arange(n) + 0.5 for n in shape), indexing="ij")
     gap = tuple(g / c for g, c in zip(gap, cell.tolist(), strict=True))
@@ -92,8 +92,8 @@ def bake(
 ) -> tuple[Float[Tensor, "6 x y z"], Float[Tensor, "2 3"]]:
     """The irradiance grid of a scene and its (low, high) corners in metres.
 
-    `lamps` are (position, colour, metres at which the light has halved). The grid is exposed so that the places where a camera
-    may be are neither dark nor blown out.
+    `lamps` are (position, colour, metres at which the light has halved). The grid is exposed so that the places
+    where a camera may be are neither dark nor blown out.
     """
     corners = torch.tensor(floors)
     x0, z0, x1, z1 = *corners[:, :2].amin(0).tolist(), *corners[:, 2:].amax(0).tolist()

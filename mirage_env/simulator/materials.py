@@ -162,7 +162,9 @@ def tile(rng: Rng) -> Array:
     chess = ((np.floor(u) + np.floor(v)) % 2) if count % 2 == 0 else np.zeros_like(u)
     base = _mix(a, 0.6 * a + 0.4 * b, chess)
     marble = np.abs(_noise(rng, 1.9))
-    body = _shade(base, rng.uniform(-0.09, 0.09, count * count)[index] - 0.16 * np.exp(-4 * marble) + 0.03 * _noise(rng, 1))
+    body = _shade(
+        base, rng.uniform(-0.09, 0.09, count * count)[index] - 0.16 * np.exp(-4 * marble) + 0.03 * _noise(rng, 1)
+    )
     if rng.random() < 0.4:  # a printed ornament in every tile
         radius = np.hypot(u % 1 - 0.5, v % 1 - 0.5)
         angle = np.arctan2(v % 1 - 0.5, u % 1 - 0.5)
@@ -191,7 +193,11 @@ def wallpaper(rng: Rng) -> Array:
     if kind == 0:  # stripes of several widths
         field = np.cos(u) + 0.6 * np.cos(3 * u + rng.uniform(0, 6)) + 0.15 * np.cos(9 * u)
     elif kind == 1:  # damask
-        field = np.cos(u) * np.cos(v) + 0.6 * np.cos(2 * u + 1.2 * np.sin(v)) * np.cos(v) + 0.3 * np.cos(3 * v + np.cos(2 * u))
+        field = (
+            np.cos(u) * np.cos(v)
+            + 0.6 * np.cos(2 * u + 1.2 * np.sin(v)) * np.cos(v)
+            + 0.3 * np.cos(3 * v + np.cos(2 * u))
+        )
     elif kind == 2:  # flowers on a half-drop grid
         row = np.floor(_V * n)
         x, y = (_U * n + 0.5 * (row % 2)) % 1 - 0.5, (_V * n) % 1 - 0.5
@@ -199,7 +205,9 @@ def wallpaper(rng: Rng) -> Array:
         field = 8 * field if n % 2 == 0 else 6 * np.abs(field) - 0.5
     else:  # leaves between wavy stems
         stem = np.cos(u + 1.1 * np.sin(v))
-        field = np.maximum(6 * (np.abs(stem) < 0.13) - 0.5, np.cos(2 * u + 2.2 * np.sin(v)) * np.cos(3 * v + u) * 2 - 0.9)
+        field = np.maximum(
+            6 * (np.abs(stem) < 0.13) - 0.5, np.cos(2 * u + 2.2 * np.sin(v)) * np.cos(3 * v + u) * 2 - 0.9
+        )
     picture = _mix(np.broadcast_to(ground, (SIZE, SIZE, 3)), ink, 0.75 * _step(field, 0.15, 0.5))
     return _shade(picture, 0.03 * _noise(rng, 0.9, low=6) + 0.03 * _noise(rng, 2.0))
 
@@ -225,10 +233,16 @@ def carpet(rng: Rng) -> Array:
     hue = _hue(rng)
     colours = [_rgb(hue + h, rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.85)) for h in (0, 0.06, 0.45, 0.1)]
     a, b = rng.integers(3, 9, 2)
-    motif = np.cos(a * fold_u * 3.1 + 2 * np.cos(b * fold_v * 2.3)) + np.cos(b * fold_v * 3.1 - 1.5 * np.cos(a * fold_u * 1.7))
+    motif = np.cos(a * fold_u * 3.1 + 2 * np.cos(b * fold_v * 2.3)) + np.cos(
+        b * fold_v * 3.1 - 1.5 * np.cos(a * fold_u * 1.7)
+    )
     picture = _mix(np.broadcast_to(colours[0], (SIZE, SIZE, 3)), colours[1], _step(motif, 0.2, 0.4))
     picture = _mix(picture, colours[2], _step(motif, 1.2, 0.3))
-    border = _mix(np.broadcast_to(colours[3], (SIZE, SIZE, 3)), colours[2], _step(np.cos(40 * fold_u) * np.cos(40 * fold_v), 0.2, 0.4))
+    border = _mix(
+        np.broadcast_to(colours[3], (SIZE, SIZE, 3)),
+        colours[2],
+        _step(np.cos(40 * fold_u) * np.cos(40 * fold_v), 0.2, 0.4),
+    )
     picture = _mix(picture, border, _step(edge, rng.uniform(0.7, 0.85), 0.02))
     picture = _mix(picture, colours[2] * 0.7, _step(edge, 0.95, 0.02))
     return _shade(picture, 0.09 * _noise(rng, 0.5, low=10) + 0.05 * _noise(rng, 2.0))
@@ -237,7 +251,10 @@ def carpet(rng: Rng) -> Array:
 def pile(rng: Rng) -> Array:
     """Fitted carpet: a soft speckle of two or three yarns."""
     hue = _hue(rng)
-    a, b = _rgb(hue, rng.uniform(0.1, 0.4), rng.uniform(0.4, 0.75)), _rgb(hue + rng.normal(0, 0.05), 0.3, rng.uniform(0.3, 0.6))
+    a, b = (
+        _rgb(hue, rng.uniform(0.1, 0.4), rng.uniform(0.4, 0.75)),
+        _rgb(hue + rng.normal(0, 0.05), 0.3, rng.uniform(0.3, 0.6)),
+    )
     speckle = _noise(rng, 0.7, low=12)
     cloud = _noise(rng, 2.0)
     return _shade(_mix(a, b, 0.4 + 0.35 * speckle + 0.15 * cloud), 0.06 * cloud)
@@ -306,14 +323,20 @@ def books(rng: Rng) -> Array:
         picture = _mix(picture, _shade(np.broadcast_to(colour * 0.85, picture.shape), round_), body)
         label = _rgb(rng.uniform(0, 1), 0.25, rng.choice([0.2, 0.9]))
         low = rng.uniform(top + 0.08, 0.7)
-        picture = _mix(picture, label, 0.8 * _rect(x + 0.2 * width, low, x + 0.8 * width, low + rng.uniform(0.03, 0.2), 0.006))
+        picture = _mix(
+            picture, label, 0.8 * _rect(x + 0.2 * width, low, x + 0.8 * width, low + rng.uniform(0.03, 0.2), 0.006)
+        )
         x += width + 0.004
     return _shade(picture, 0.05 * _noise(rng, 1.2, (1, 4), 3))
 
 
 def door(rng: Rng) -> Array:
     """A panelled door with a handle, meant to fill a face once."""
-    base = veneer(rng) if rng.random() < 0.5 else _shade(_colour(rng, ANY, (0.05, 0.5), (0.5, 0.95)), 0.03 * _noise(rng, 1.4))
+    base = (
+        veneer(rng)
+        if rng.random() < 0.5
+        else _shade(_colour(rng, ANY, (0.05, 0.5), (0.5, 0.95)), 0.03 * _noise(rng, 1.4))
+    )
     rows, columns = int(rng.integers(1, 4)), int(rng.integers(1, 3))
     for i in range(rows):
         for j in range(columns):
@@ -330,7 +353,11 @@ def door(rng: Rng) -> Array:
 
 def drawers(rng: Rng) -> Array:
     """A furniture front: drawers or two doors with knobs, meant to fill a face once."""
-    base = veneer(rng) if rng.random() < 0.6 else _shade(_colour(rng, ANY, (0.05, 0.45), (0.5, 0.95)), 0.03 * _noise(rng, 1.4))
+    base = (
+        veneer(rng)
+        if rng.random() < 0.6
+        else _shade(_colour(rng, ANY, (0.05, 0.45), (0.5, 0.95)), 0.03 * _noise(rng, 1.4))
+    )
     rows, columns = (int(rng.integers(2, 5)), int(rng.integers(1, 3))) if rng.random() < 0.6 else (1, 2)
     knob = _rgb(0.11, rng.uniform(0, 0.6), rng.choice([0.2, 0.9]))
     for i in range(rows):
@@ -378,7 +405,11 @@ def abstract(rng: Rng) -> Array:
     hue = _hue(rng)
     picture = np.broadcast_to(_rgb(hue, rng.uniform(0.05, 0.4), rng.uniform(0.6, 0.95)), (SIZE, SIZE, 3))
     for _ in range(int(rng.integers(6, 14))):
-        colour = _rgb(hue + rng.choice([0, 0.08, 0.4, 0.55]) + rng.normal(0, 0.02), rng.uniform(0.3, 0.85), rng.uniform(0.25, 0.95))
+        colour = _rgb(
+            hue + rng.choice([0, 0.08, 0.4, 0.55]) + rng.normal(0, 0.02),
+            rng.uniform(0.3, 0.85),
+            rng.uniform(0.25, 0.95),
+        )
         u, v, angle, width = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0, 3.14), rng.uniform(0.05, 0.3)
         x, y = (_U - u) * np.cos(angle) + (_V - v) * np.sin(angle), (_V - v) * np.cos(angle) - (_U - u) * np.sin(angle)
         shape = np.hypot(x, y) if rng.random() < 0.45 else np.maximum(np.abs(x) * rng.uniform(0.4, 2), np.abs(y))
@@ -534,7 +565,11 @@ def hexagons(rng: Rng) -> Array:
 
 def canvas_waves(rng: Rng) -> Array:
     """A gallery piece: flowing bands of colour, unframed."""
-    field = _V * rng.uniform(2, 5) + 0.5 * _noise(rng, 2.5) + rng.uniform(0.1, 0.4) * np.sin(2 * np.pi * _U * int(rng.integers(1, 4)))
+    field = (
+        _V * rng.uniform(2, 5)
+        + 0.5 * _noise(rng, 2.5)
+        + rng.uniform(0.1, 0.4) * np.sin(2 * np.pi * _U * int(rng.integers(1, 4)))
+    )
     palette = np.stack([_colour(rng, ANY, (0.3, 0.9), (0.25, 1.0)) for _ in range(7)])
     index = np.floor(field).astype(int) % 7
     blend = _step(field % 1, 0.9, 0.2)
@@ -569,7 +604,9 @@ def harlequin(rng: Rng) -> Array:
     """What the held-out family's movers wear: lozenges."""
     lozenge = np.abs((_U * 6) % 1 - 0.5) + np.abs((_V * 4) % 1 - 0.5)
     hue = _hue(rng)
-    picture = _mix(np.broadcast_to(_rgb(hue, 0.8, 0.85), (SIZE, SIZE, 3)), _rgb(hue + 0.4, 0.85, 0.35), _step(lozenge, 0.5, 0.06))
+    picture = _mix(
+        np.broadcast_to(_rgb(hue, 0.8, 0.85), (SIZE, SIZE, 3)), _rgb(hue + 0.4, 0.85, 0.35), _step(lozenge, 0.5, 0.06)
+    )
     return _shade(picture, 0.05 * _noise(rng, 1.2, low=3))
 
 
@@ -599,7 +636,8 @@ class Bank:
 
 
 def _draw(generators: dict[str, tuple[tuple[Generator, int], ...]], seed: int) -> Bank:
-    pictures, groups = [], {}
+    pictures: list[Array] = []
+    groups: dict[str, tuple[int, ...]] = {}
     for number, (category, entries) in enumerate(generators.items()):
         first = len(pictures)
         for variant, (generator, count) in enumerate(entries):

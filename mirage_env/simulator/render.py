@@ -1,7 +1,7 @@
 """Exact pictures of scenes: analytic ray casting in 8 x 8 pixel tiles, mip-mapped textures, baked light.
 
-Every pixel is worked out by elementwise arithmetic on its own numbers, so that a view looks the same, bit for bit, alone and
-in any batch. One sample at the pixel's centre gives depth and masks; pixels on edges are shaded again with four.
+Every pixel is worked out by elementwise arithmetic on its own numbers, so that a view looks the same, bit for bit,
+alone and in any batch. One sample at the pixel's centre gives depth and masks; pixels on edges are shaded with four.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ VIEWS_AT_ONCE = {"cpu": 8, "cuda": 64}
 SUB_SAMPLES = ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375))
 EDGES = ((0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (0, 4), (1, 5), (2, 6), (3, 7))
 
-Vector = tuple[Tensor, Tensor, Tensor]
+Vector = tuple[Tensor, ...]
+"""x, y, z (or r, g, b), each (P,): separate planes are what elementwise arithmetic likes best."""
 
 
 def render(
@@ -40,9 +41,9 @@ def render(
 ) -> Frames:
     """What V cameras see: view i shows `scenes[scene_index[i]]` at `time_s[i]` seconds.
 
-    Camera poses are in the scene's world (floor at y = 0, +y down). `depth_m` is the exact z-depth of the pixel centre, 0 in the
-    sky. `stride` is the codec's, for the shape of `remembered` (all True). Works where the cameras' tensors are. Raises
-    InvalidValueError for sizes that are no multiple of 8.
+    Camera poses are in the scene's world (floor at y = 0, +y down). `depth_m` is the exact z-depth of the pixel centre,
+    0 in the sky. `stride` is the codec's, for the shape of `remembered` (all True). Works where the cameras' tensors
+    are. Raises InvalidValueError for sizes that are no multiple of 8.
     """
     height, width = cameras.size
     if height % TILE or width % TILE or height % stride or width % stride:
@@ -85,7 +86,7 @@ class _Stage:
     cameras: Cameras
     """V cameras."""
     ray: Tensor
-    """(3, 3, V): world direction = ray[:, 0] x + ray[:, 1] y + ray[:, 2] at pixel position (x, y); its camera z is 1."""
+    """(3, 3, V): world direction = ray[:, 0] x + ray[:, 1] y + ray[:, 2] at pixel (x, y); its camera z is 1."""
     pixel: Tensor
     """(V,) size of a pixel at depth 1."""
     columns: dict[str, Tensor]
@@ -107,7 +108,15 @@ def _stage(scenes: list[Scene], where: Tensor, cameras: Cameras, time_s: Tensor)
     most = max(len(s.half) for s in scenes)
     rows = []
     for s in scenes:
-        number = [s.yaw.cos(), s.yaw.sin(), s.ellipsoid.float(), s.texture.float(), s.uv_turned.float(), s.glow, (s.mover >= 0).float()]
+        number = [
+            s.yaw.cos(),
+            s.yaw.sin(),
+            s.ellipsoid.float(),
+            s.texture.float(),
+            s.uv_turned.float(),
+            s.glow,
+            (s.mover >= 0).float(),
+        ]
         table = torch.cat([s.centre, s.half, s.tint, s.uv_scale, s.uv_offset, torch.stack(number, 1)], 1)
         rows.append(pad(table, (0, 0, 0, most - len(table))))
     table = torch.stack(rows)[where]
@@ -116,7 +125,9 @@ def _stage(scenes: list[Scene], where: Tensor, cameras: Cameras, time_s: Tensor)
         if len(s.period_s):
             offset = s.mover_offset(time_s[view : view + 1])[0]
             table[view, : len(s.mover), :3] += torch.where((s.mover >= 0)[:, None], offset[s.mover.clamp(min=0)], 0.0)
-    valid = torch.arange(most, device=device) < torch.tensor([len(s.half) for s in scenes], device=device)[where][:, None]
+    valid = (
+        torch.arange(most, device=device) < torch.tensor([len(s.half) for s in scenes], device=device)[where][:, None]
+    )
 
     k, pose = cameras.intrinsics_px, cameras.world_from_camera
     rotation, eye = pose[:, :3, :3], pose[:, :3, 3]
@@ -128,7 +139,9 @@ def _stage(scenes: list[Scene], where: Tensor, cameras: Cameras, time_s: Tensor)
 
     cos, sin = table[..., 15], table[..., 16]
     gap = eye[:, None] - table[..., :3]
-    origin = torch.stack([cos * gap[..., 0] - sin * gap[..., 2], gap[..., 1], sin * gap[..., 0] + cos * gap[..., 2]], -1)
+    origin = torch.stack(
+        [cos * gap[..., 0] - sin * gap[..., 2], gap[..., 1], sin * gap[..., 0] + cos * gap[..., 2]], -1
+    )
     low, high = _screen_boxes(table, cameras)
     high = torch.where(valid[..., None], high, -FAR)
     names = (
@@ -142,7 +155,21 @@ def _stage(scenes: list[Scene], where: Tensor, cameras: Cameras, time_s: Tensor)
     cell = (box[:, 1] - box[:, 0]) / torch.tensor(GRID, device=device)
     sky = torch.stack([torch.cat([s.zenith, s.horizon, s.zenith.new_tensor([float(s.cloud_texture)])]) for s in scenes])
     scene_numbers = torch.cat([box[:, 0], 1.0 / cell, sky], 1)
-    keys = ("low_x", "low_y", "low_z", "per_x", "per_y", "per_z", "zen_r", "zen_g", "zen_b", "hor_r", "hor_g", "hor_b", "cloud")
+    keys = (
+        "low_x",
+        "low_y",
+        "low_z",
+        "per_x",
+        "per_y",
+        "per_z",
+        "zen_r",
+        "zen_g",
+        "zen_b",
+        "hor_r",
+        "hor_g",
+        "hor_b",
+        "cloud",
+    )
     per_scene = dict(zip(keys, scene_numbers.t().contiguous(), strict=True))
     light = torch.stack([s.light.flatten(1).t() for s in scenes]).flatten(0, 1).contiguous()
     return _Stage(cameras, ray, 1.0 / k[:, 0, 0], columns, low, high, per_scene, where, light)
@@ -153,7 +180,9 @@ def _screen_boxes(table: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     cos, sin = table[..., 15, None], table[..., 16, None]
     signs = torch.tensor([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)], device=table.device) * 2.0 - 1.0
     local = table[..., None, 3:6] * signs
-    world = torch.stack([cos * local[..., 0] + sin * local[..., 2], local[..., 1], cos * local[..., 2] - sin * local[..., 0]], -1)
+    world = torch.stack(
+        [cos * local[..., 0] + sin * local[..., 2], local[..., 1], cos * local[..., 2] - sin * local[..., 0]], -1
+    )
     world = world + table[..., None, :3]
     e = cameras.camera_from_world[:, None, None]
     at = [(e[..., i, :3] * world).sum(-1) + e[..., i, 3] for i in range(3)]
@@ -185,7 +214,6 @@ def _picture(stage: _Stage, textures: Bank) -> tuple[Tensor, Tensor, Tensor, Ten
     colour, face = _shade(stage, textures, view, ray, depth, row)
 
     picture_face, picture_row = (t.reshape(views, height, width) for t in (face, row))
-    key = picture_row * 8 + picture_face
     edge = _edges(picture_row * 8 + picture_face)
     pixels = edge.flatten().nonzero()[:, 0]
     if len(pixels):
@@ -223,11 +251,12 @@ def _pixels(views: int, height: int, width: int, device: torch.device) -> Vector
 def _directions(stage: _Stage, view: Tensor, x: Tensor, y: Tensor) -> Vector:
     """World directions of image positions, each (P,); times z-depth they are offsets from the eye."""
     r = stage.ray
-    return tuple(_at(r[i, 0], view) * x + _at(r[i, 1], view) * y + _at(r[i, 2], view) for i in range(3))
+    dx, dy, dz = (_at(r[i, 0], view) * x + _at(r[i, 1], view) * y + _at(r[i, 2], view) for i in range(3))
+    return dx, dy, dz
 
 
 def _hit(stage: _Stage, rows: Tensor, ray: Vector) -> Tensor:
-    """z-depth at which rays meet the objects `rows` (broadcast against the rays), FAR where they miss or start inside."""
+    """z-depth at which rays meet the objects `rows` (broadcast), FAR where they miss or start inside."""
     c = {name: _at(stage.columns[name], rows) for name in _GEOMETRY}
     dx, dy, dz = ray
     local = (c["cos"] * dx - c["sin"] * dz, dy, c["sin"] * dx + c["cos"] * dz)
@@ -255,7 +284,7 @@ def _hit_ellipsoid(c: dict[str, Tensor], local: Vector) -> Tensor:
     d = [v / c["half_" + n] for n, v in zip("xyz", local, strict=True)]
     a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
     b = o[0] * d[0] + o[1] * d[1] + o[2] * d[2]
-    # The nearest approach to the centre, not b^2 - a c: far from a small ellipsoid that difference loses all its digits.
+    # The nearest approach to the centre, not b^2 - a c: far from a small ellipsoid that loses all its digits.
     t = -b / a
     foot = [p + t * v for p, v in zip(o, d, strict=True)]
     inside = 1.0 - (foot[0] * foot[0] + foot[1] * foot[1] + foot[2] * foot[2])
@@ -264,7 +293,7 @@ def _hit_ellipsoid(c: dict[str, Tensor], local: Vector) -> Tensor:
 
 
 def _first_hits(stage: _Stage, ray: Vector) -> tuple[Tensor, Tensor]:
-    """z-depth and row (view * N + object; -1 for sky) of the first object along each pixel's ray, in image order (P,)."""
+    """z-depth and row (view * N + object; -1 for sky) of what each pixel's ray meets first, in image order (P,)."""
     views, (height, width) = len(stage.cameras), stage.cameras.size
     across, down = width // TILE, height // TILE
     count = stage.low.shape[1]
@@ -304,7 +333,11 @@ def _first_hits(stage: _Stage, ray: Vector) -> tuple[Tensor, Tensor]:
         if not len(active):
             continue
         objects = _at(rows, candidate)
-        found = _hit(stage, objects[:, None], (dx.index_select(0, active), dy.index_select(0, active), dz.index_select(0, active)))
+        found = _hit(
+            stage,
+            objects[:, None],
+            (dx.index_select(0, active), dy.index_select(0, active), dz.index_select(0, active)),
+        )
         old = depth.index_select(0, active)
         better = found < old
         old = torch.minimum(old, found)
@@ -317,7 +350,7 @@ def _first_hits(stage: _Stage, ray: Vector) -> tuple[Tensor, Tensor]:
 def _refined(
     stage: _Stage, textures: Bank, view: Tensor, x: Tensor, y: Tensor, picture_row: Tensor, pixels: Tensor
 ) -> Tensor:
-    """(3, P) colours of edge pixels from four samples each, cast against what the pixel and its four neighbours show."""
+    """(3, P) colours of edge pixels from four samples, cast against what the pixel and its neighbours show."""
     padded = pad(picture_row[:, None].float(), (1, 1, 1, 1), mode="replicate")[:, 0].long()
     near = [picture_row, padded[:, 1:-1, 2:], padded[:, 1:-1, :-2], padded[:, 2:, 1:-1], padded[:, :-2, 1:-1]]
     candidates = [_at(n.reshape(-1), pixels).repeat(4) for n in near]
@@ -478,6 +511,5 @@ def _sky(stage: _Stage, textures: Bank, view: Tensor, ray: Vector) -> Tensor:
     density, _, _ = _sample(textures, _at(s["cloud"], scene).to(torch.int32), u, v, footprint)
     cloud = 0.85 * density * (up * 5.0).clamp(max=1.0)
     high = up * (2.0 - up)
-    return torch.stack([
-        (_at(s["hor_" + n], scene) * (1.0 - high) + _at(s["zen_" + n], scene) * high) * (1.0 - cloud) + 0.93 * cloud for n in "rgb"
-    ])  # fmt: skip
+    colours = [_at(s["hor_" + n], scene) * (1.0 - high) + _at(s["zen_" + n], scene) * high for n in "rgb"]
+    return torch.stack([colour * (1.0 - cloud) + 0.93 * cloud for colour in colours])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,8 +63,11 @@ class Scene:
 
     def to(self, device: torch.device | str) -> Scene:
         """The same scene on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = value.to(device) if isinstance(value, Tensor) else value
+        return Scene(**values)
 
     def mover_offset(self, time_s: Float[Tensor, "V"]) -> Float[Tensor, "V M 3"]:
         """Where every walker is: to and fro along its path, a pure function of time."""

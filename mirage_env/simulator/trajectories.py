@@ -27,9 +27,9 @@ def sample_trajectory(
 ) -> Float32[Tensor, "T 4 4"]:
     """`frames` camera poses (world_from_camera, the scene's world) that never touch anything still.
 
-    Kinds: "walk" goes where there is room, "turn" looks around on the spot, "orbit" steps sideways around what it looks at,
-    "loop" leaves and comes back over the same places, "jerky" is a random policy at the limits of the action space. From frame
-    to frame a camera moves at most `step_m` metres forward and sideways each and turns at most `turn_deg`.
+    Kinds: "walk" goes where there is room, "turn" looks around on the spot, "orbit" steps sideways around what it looks
+    at, "loop" leaves and comes back over the same places, "jerky" is a random policy at the limits of the action space.
+    From frame to frame a camera moves at most `step_m` metres forward and sideways each and turns at most `turn_deg`.
     """
     if kind not in KINDS:
         raise UnknownNameError("trajectory kind", kind, KINDS)
@@ -66,7 +66,9 @@ def _start(scene: Scene, rng: np.random.Generator, height: float) -> tuple[float
             continue
         break
     else:
-        raise InvalidValueError(f'scene {scene.seed} of family "{scene.family}" has no free floor to start on; take another seed')
+        raise InvalidValueError(
+            f'scene {scene.seed} of family "{scene.family}" has no free floor to start on; take another seed'
+        )
     spots = spots[:6]
     yaw = torch.from_numpy(rng.uniform(-np.pi, np.pi, len(spots)).astype(np.float32))
     still = torch.zeros(len(spots))
@@ -140,7 +142,7 @@ def sample_clip(
     fov_deg: tuple[float, float] = FOV_DEG,
     device: str = "cpu",
 ) -> Frames:
-    """One clip of `frames` pictures of `size` (H, W): scene, path and lens all follow from the seed; see `sample_clips`."""
+    """One clip of `frames` pictures of `size` (H, W): scene, path and lens follow from the seed; see `sample_clips`."""
     return sample_clips([seed], frames, size, family, kind, fov_deg, device)[0]
 
 
@@ -155,8 +157,9 @@ def sample_clips(
 ) -> list[Frames]:
     """A clip a seed, rendered together; a clip does not depend on its company.
 
-    Without `family` (or `kind`) each seed draws its own from `FAMILIES` (or `KINDS`). `fov_deg` is the range of horizontal
-    fields of view. Poses stay in the scene's world: floor at y = 0, +y down. Frames are `SECONDS_PER_FRAME` apart.
+    Without `family` (or `kind`) each seed draws its own from `FAMILIES` (or `KINDS`). `fov_deg` is the range of
+    horizontal fields of view. Poses stay in the scene's world: floor at y = 0, +y down.
+    Frames are `SECONDS_PER_FRAME` apart.
     """
     scenes, poses, lenses = [], [], []
     for seed in seeds:

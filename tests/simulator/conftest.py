@@ -8,7 +8,6 @@ from mirage_env.simulator import Scene, make_scene
 from mirage_env.types import Cameras
 
 
-
 @pytest.fixture(scope="session")
 def box_room() -> Scene:
     """An empty room inside which every depth is known: six thick slabs, 4 m wide, 2.5 m high and 6 m deep inside."""

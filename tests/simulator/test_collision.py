@@ -11,7 +11,9 @@ FLOOR = [[-3.0, -3.0, 3.0, 3.0]]
 @pytest.fixture(scope="module")
 def block(only):
     """One box, a metre wide and half a metre deep, turned by 30 degrees."""
-    return only(make_scene(1, "room"), torch.tensor([[0.5, -0.5, 0.2]]), torch.tensor([[0.5, 0.5, 0.25]]), FLOOR, np.pi / 6)
+    return only(
+        make_scene(1, "room"), torch.tensor([[0.5, -0.5, 0.2]]), torch.tensor([[0.5, 0.5, 0.25]]), FLOOR, np.pi / 6
+    )
 
 
 def test_free_is_the_distance_to_the_box(block):
@@ -25,7 +27,9 @@ def test_free_is_the_distance_to_the_box(block):
     assert torch.equal(free(block, at, 0.25)[sure], (distance > 0.25)[sure])
 
 
-@pytest.mark.parametrize(("base", "top", "expected"), [(0.0, 0.15, True), (1.9, 2.4, True), (0.0, 0.5, False), (1.5, 2.4, False)])
+@pytest.mark.parametrize(
+    ("base", "top", "expected"), [(0.0, 0.15, True), (1.9, 2.4, True), (0.0, 0.5, False), (1.5, 2.4, False)]
+)
 def test_only_what_stands_at_body_height_is_in_the_way(base, top, expected, only):
     centre = torch.tensor([[0.0, -(base + top) / 2, 0.0]])
     half = torch.tensor([[0.5, (top - base) / 2, 0.5]])
@@ -66,5 +70,5 @@ def test_what_starts_inside_may_leave(block):
 
 
 def test_unknown_modes_are_refused(block):
-    with pytest.raises(UnknownNameError, match='unknown collision mode "slid".*did you mean "slide"'):
+    with pytest.raises(UnknownNameError, match=r'unknown collision mode "slid".*did you mean "slide"'):
         move(block, torch.zeros(1, 2), torch.zeros(1, 2), 0.25, "slid")

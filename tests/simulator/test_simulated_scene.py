@@ -45,7 +45,7 @@ def test_about_a_third_of_the_scenes_have_walkers():
 
 
 def test_unknown_families_and_negative_seeds_are_refused():
-    with pytest.raises(UnknownNameError, match='unknown scene family "rom".*did you mean "room"'):
+    with pytest.raises(UnknownNameError, match=r'unknown scene family "rom".*did you mean "room"'):
         make_scene(0, "rom")
     with pytest.raises(InvalidValueError, match="seed must be 0 or more"):
         make_scene(-1, "room")

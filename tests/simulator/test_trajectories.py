@@ -3,7 +3,16 @@ import pytest
 import torch
 
 from mirage_env.errors import InvalidValueError, UnknownNameError
-from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, KINDS, free, make_scene, sample_clip, sample_clips, sample_trajectory
+from mirage_env.simulator import (
+    FAMILIES,
+    HELD_OUT_FAMILY,
+    KINDS,
+    free,
+    make_scene,
+    sample_clip,
+    sample_clips,
+    sample_trajectory,
+)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, HELD_OUT_FAMILY])
@@ -14,7 +23,7 @@ def test_paths_stay_free_and_within_the_action_space(family):
         assert pose.shape == (20, 4, 4) and pose.dtype == torch.float32
         position = pose[:, :3, 3]
         assert free(scene, position[:, [0, 2]], 0.249).all()
-        assert (-1.7 <= position[:, 1]).all() and (position[:, 1] <= -0.9).all()
+        assert (position[:, 1] >= -1.7).all() and (position[:, 1] <= -0.9).all()
         step = torch.einsum("tji,tj->ti", pose[:-1, :3, :3], position[1:] - position[:-1])
         assert step[:, [0, 2]].abs().max() < 0.25 * 1.05  # a pitched camera sees a level step under a small angle
         ahead = pose[:, :3, 2]
@@ -52,7 +61,7 @@ def test_views_are_seldom_held_before_a_wall():
 
 def test_bad_requests_are_refused():
     scene = make_scene(1, "room")
-    with pytest.raises(UnknownNameError, match='unknown trajectory kind "wlk".*did you mean "walk"'):
+    with pytest.raises(UnknownNameError, match=r'unknown trajectory kind "wlk".*did you mean "walk"'):
         sample_trajectory(scene, np.random.default_rng(0), "wlk", 4)
     with pytest.raises(InvalidValueError, match="at least 1 frame, got 0"):
         sample_trajectory(scene, np.random.default_rng(0), "walk", 0)
