@@ -126,7 +126,7 @@ def simulator_frames(frames: int = 8, size: tuple[int, int] = (128, 128)) -> Cal
 
 def denoiser_flops(model: WorldModel, call: tuple[Any, ...]) -> int:
     """Floating-point operations of one pass; plain attention, because the counter does not know the CPU's fused one."""
-    with torch.no_grad(), model._precision(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), model.precision(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.denoiser.clean(*call)
     return counter.get_total_flops()
 

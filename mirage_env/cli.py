@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mirage_env.errors import InvalidValueError, MirageError
+from mirage_env.errors import InvalidValueError, MirageError, UnknownNameError
 
 app = typer.Typer(
     help="One image in, a persistent 3D-consistent world out.\n\nStart with: [bold]mirage-env demo[/]",
@@ -131,7 +131,9 @@ def train(
     from mirage_env.training.recipe import STAGES, load_recipe, run_stage
     from mirage_env.world_model import resolve_device
 
-    plan, target, place = load_recipe(recipe), prepare_folder(folder), str(resolve_device(device))
+    if stage not in (known := ("all", *STAGES)):  # before a folder is made for it
+        raise UnknownNameError("training stage", stage, known)
+    plan, place, target = load_recipe(recipe), str(resolve_device(device)), prepare_folder(folder)
     deadline = time.monotonic() + 60.0 * minutes
     for name in STAGES if stage == "all" else (stage,):
         with _Meter(name, 1, unit="steps") as meter:

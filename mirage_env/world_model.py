@@ -22,7 +22,7 @@ from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError
-from mirage_env.geometry.poses import check_cameras, intrinsics_from_fov
+from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
 from mirage_env.memory.alignment import align_log_scale
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
@@ -32,8 +32,6 @@ from mirage_env.resources import WEIGHTS, sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.weights import load_weights
 
-DEFAULT_FOV_DEG = 70.0
-"""Horizontal field of view that a picture is taken to have where nothing tells."""
 Part = TypeVar("Part", bound=nn.Module)
 _PARTS = ("codec", "perception", "denoiser")
 
@@ -152,7 +150,7 @@ class WorldModel:
         camera = check_cameras(camera).to(self.device)
         rgb = torch.from_numpy(np.array(scene.image))[None].to(self.device)
         floor_y = float(scene.camera_height_m)
-        with self._precision():
+        with self.precision():
             images = to_float(rgb)
             latents = self.codec.encode(images).float()
             seen = self.perception(images, camera, images.new_zeros(1, *self.latent_size), floor_y)
@@ -177,21 +175,21 @@ class WorldModel:
         readout = self.memory.read(state.memory, Cameras.cat([past, grid]))  # one projection serves the whole chunk
         shown = readout[len(past) :]
         condition = self._condition(state, targets, readout)
-        with self._precision():
+        with self.precision():
             latents = sample(self.denoiser, condition, self._noise(state, condition), self.preset.sampler)
             images = self.codec.decode_after(state.history.latents[-1:][None], latents)[0]
         latents = latents[0].float()
         rgb = to_uint8(images)
         images = to_float(rgb)  # what an observer gets is what is seen and remembered
 
-        with self._precision():
+        with self.precision():
             seen = self.perception(images, cameras, shown.depth_m, state.floor_y)
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
 
         keys = torch.arange(len(targets) - 1, -1, -self.preset.keyframe_stride, device=self.device).flip(0)
         pixels = keys * stride + stride - 1
-        with self._precision():
+        with self.precision():
             clean = self.codec.encode(images[pixels]).float()
         chosen = Perceived(seen.depth_m[pixels], seen.sky[pixels], seen.dynamic[pixels])
         written, memory = self._remember(state.memory, clean, chosen, cameras[pixels])
@@ -218,7 +216,7 @@ class WorldModel:
         shown = self.memory.read(state.memory, cameras.resized(self.latent_size))
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
-        with self._precision():
+        with self.precision():
             rgb = to_uint8(self.codec.decode(latents[:, None])[:, 0])
         far = torch.nan_to_num(state.keyframes.depth_m[-1], nan=self.perception.config.max_depth_m)
         depth = torch.where(shown.visible, shown.depth_m, far)
@@ -270,7 +268,8 @@ class WorldModel:
             raise InvalidValueError(f"cameras must be of size {self.size}, got {tuple(cameras.size)}")
         return check_cameras(cameras).to(self.device)
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
 
 

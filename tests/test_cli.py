@@ -133,3 +133,28 @@ def test_size() -> None:
     for bad in ("", "0", "64x", "1x2x3", "-64", "6.4"):
         with pytest.raises(InvalidValueError, match="size must look like 128 or 96x160"):
             cli.parse_size(bad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["codex"], 'unknown training stage "codex"; known are all, codec, denoiser, latents, perception, render; did'),
+        (["--recipe", "mirage-tny"], 'unknown recipe "mirage-tny"; known are mirage-tiny; did you mean "mirage-tiny"?'),
+        (["--recipe", "none.yaml"], "no config file at none.yaml"),
+        (["codec", "--device", "tpu"], 'device must be auto, cpu or an available cuda, got "tpu"; use cpu'),
+    ],
+)
+def test_train_tells_a_mistake_before_it_makes_a_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mirage_env(monkeypatch, "train", *arguments, "--out", "runs") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {message}")
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

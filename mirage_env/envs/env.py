@@ -21,12 +21,10 @@ from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
 from mirage_env.envs.untaken import Untaken
 from mirage_env.envs.world import SceneSpec, World
 from mirage_env.errors import InvalidValueError, UnknownNameError
-from mirage_env.geometry.poses import check_cameras, intrinsics_from_fov
+from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
 from mirage_env.types import Cameras, Frames
 
 FEEDBACK_MODES = ("draft", "hold")
-DEFAULT_FOV_DEG = 70.0
-"""Horizontal field of view where nobody gives one and the picture does not tell."""
 
 
 @dataclass(frozen=True)

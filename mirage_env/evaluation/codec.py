@@ -22,7 +22,7 @@ def reconstruct(model: WorldModel, pictures: UInt8[Tensor, "n H W 3"]) -> UInt8[
     """Every picture encoded and decoded, each as a still image."""
     results = []
     for batch in pictures.split(BATCH):
-        with model._precision():
+        with model.precision():
             latents = model.codec.encode(to_float(batch.to(model.device)))
             results.append(to_uint8(model.codec.decode(latents[:, None])[:, 0]).cpu())
     return torch.cat(results)

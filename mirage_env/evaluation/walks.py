@@ -122,7 +122,7 @@ def warp_true_depth(model: WorldModel, walk: Walk) -> Guess:
     """What geometry alone gives: the first frame's tokens, written at their true places; holes get its mean colour."""
     first = walk.truth[:1]
     camera = first.cameras.to(model.device)
-    with model._precision():
+    with model.precision():
         latents = model.codec.encode(to_float(first.rgb.to(model.device))).float()
     empty = model.memory.empty(model.codec.channels, model.device)
     static = ~(first.sky | first.dynamic).to(model.device)
@@ -140,7 +140,7 @@ def _warp(model: WorldModel, walk: Walk, memory: MemoryState) -> Guess:
     shown = model.memory.read(memory, walk.goal.cameras.to(model.device).resized(model.latent_size))
     colour = walk.truth.rgb[0].float().mean((0, 1)).round().to(torch.uint8)
     plain = colour.expand(1, *model.size, 3)
-    with model._precision():
+    with model.precision():
         hole = model.codec.encode(to_float(plain.to(model.device))).float()
         latents = torch.where(shown.visible[:, None], shown.tokens.float(), hole)
         rgb = to_uint8(model.codec.decode(latents[:, None])[:, 0]).cpu()
@@ -158,7 +158,7 @@ def see_truth(model: WorldModel, walk: Walk) -> Guess:
     """The true frames themselves, with the depth that the model's perception sees in each of them alone."""
     goal = walk.goal
     nothing = torch.zeros(len(goal), *model.latent_size, device=model.device)
-    with model._precision():
+    with model.precision():
         images = to_float(goal.rgb.to(model.device))
         seen = model.perception(images, goal.cameras.to(model.device), nothing, walk.camera_height_m)
     return Guess(goal.rgb, seen.depth_m.float().cpu())

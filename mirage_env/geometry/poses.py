@@ -9,6 +9,9 @@ from torch import Tensor
 from mirage_env.errors import InvalidValueError
 from mirage_env.types import Cameras
 
+DEFAULT_FOV_DEG = 70.0
+"""Horizontal field of view where nobody gives one and the picture does not tell."""
+
 
 def rotation_from_yaw_pitch_roll(
     yaw: Float[Tensor, "*b"], pitch: Float[Tensor, "*b"], roll: Float[Tensor, "*b"]
