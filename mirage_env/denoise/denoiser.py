@@ -36,6 +36,8 @@ class DenoiserConfig:
     """`residual`: the output is how the clean latent differs from the warped readout; zero weights give the warp."""
     warp_error: float = 0.8
     """`residual`: mean square error of the warp in normalised latents; see `Denoiser._guess`."""
+    trust_cells: float = 0.1
+    """`residual`: a token read less than this far from where it was written is changed less, at 0 not at all."""
     extra_readout: bool = True
     """Also show where inside its cell a point fell and how far it is; the paper shows the mask alone."""
     rays: bool = True
@@ -48,6 +50,8 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if min(self.channels, self.heads, self.head_dim, self.layers, self.patch_size) < 1:
             raise InvalidValueError("channels, heads, head_dim, layers and patch_size of the denoiser must be positive")
+        if self.trust_cells <= 0:
+            raise InvalidValueError(f"trust_cells must be above 0, got {self.trust_cells}")
         if min(self.preceding, self.references) < 0:
             raise InvalidValueError("preceding and references of the denoiser must not be negative")
 
@@ -184,7 +188,7 @@ class Denoiser(nn.Module):
             references=condition.references,
         ).transpose(1, 2)[:, noisy]
         if self.config.prediction == "residual":
-            return condition.base + output.float()
+            return condition.base + self._doubt(condition) * output.float()
         return sample - sigma[:, None, None, None, None] * output.float()
 
     def _guess(
@@ -199,3 +203,9 @@ class Denoiser(nn.Module):
         signal = self.config.warp_error * (1.0 - level)
         total = signal * (1.0 - level) + level.square()
         return base + signal / total * (sample - (1.0 - level) * base)
+
+    def _doubt(self, condition: ChunkCondition) -> Float[Tensor, "b n 1 h w"]:
+        """How freely each target cell may leave the warp: 0 where the camera is back where a token was written."""
+        targets = condition.readout_extra[:, condition.noisy[condition.references :]]
+        distance = targets[:, :, 1:3].norm(dim=2, keepdim=True)
+        return torch.where(targets[:, :, :1] > 0, (distance / self.config.trust_cells).clamp(max=1.0), 1.0)

@@ -47,6 +47,19 @@ def test_base_is_the_readout_and_where_that_is_empty_the_overlap_frame(make_chun
     assert torch.equal(condition.base[0], expected)
 
 
+def test_a_token_read_where_it_was_written_is_left_alone(config, make_chunk):
+    denoiser = Denoiser(config).eval()
+    torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.1)
+    condition = make_chunk()
+    extra = condition.readout_extra.clone()
+    extra[:, :, 1:3, :, :3] = 0.0  # the left half fell on the centres of its cells
+    condition = replace(condition, readout_extra=extra)
+    result = sample(denoiser, condition, torch.randn(1, 2, 4, 4, 6), SamplerConfig(1))
+    kept = ((result - condition.base).abs() < 1e-5).all(2)
+    seen = extra[:, 1:3, 0] > 0
+    assert torch.equal(kept[..., :3], seen[..., :3]) and not kept[..., 3:].any()
+
+
 def test_worlds_in_a_batch_do_not_touch_each_other(config, make_chunk):
     denoiser = Denoiser(config).eval()
     torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.1)
