@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -66,10 +67,20 @@ def test_a_walk_reads_back(tmp_path: Path) -> None:
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
 
-    reader = imageio_ffmpeg.read_frames(str(folder / "rgb.mp4"))
-    about = next(reader)
-    assert (about["size"], about["fps"], about["pix_fmt"][:7], about["codec"]) == ((576, 384), 5.0, "yuv420p", "h264")
-    video = [np.frombuffer(frame, np.uint8).reshape(384, 576, 3) for frame in reader]
+    decode = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-i",
+        str(folder / "rgb.mp4"),
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    ]
+    decoded = subprocess.run(decode, capture_output=True, check=True)
+    about = decoded.stderr.decode()
+    assert all(word in about for word in ("h264", "yuv420p", "576x384", "5 fps"))
+    video = np.frombuffer(decoded.stdout, np.uint8).reshape(-1, 384, 576, 3)
     assert len(video) == 10
     np.testing.assert_allclose([f[..., 0].mean() for f in video], frames.rgb[:, 0, 0, 0].numpy(), atol=4)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -42,7 +43,7 @@ def room_id(box_room: Callable[..., Any]) -> Iterator[None]:
 )
 def spec(request: pytest.FixtureRequest) -> EnvSpec:
     name, index = request.param
-    spec = gym.spec(name)
+    spec = deepcopy(gym.spec(name))  # the registry hands out its own
     spec.kwargs = {**spec.kwargs, "size": (40, 40), **IDS[name], **VARIANTS[index]}
     return spec
 
