@@ -1,9 +1,13 @@
-"""Exceptions of one sentence: what was wrong, what was expected, what came, what to do."""
+"""Exceptions of one sentence: what was wrong, what was expected, what came, what to do; and checks that many share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
 
 
 class MirageError(Exception):
@@ -34,3 +38,40 @@ class WeightsError(MirageError, ValueError):
 
 class OutputError(MirageError, OSError):
     """A place that cannot be written to."""
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """The value as a float in (low, high], or `InvalidValueError`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low < float(value) <= high:
+        raise InvalidValueError(f"{name} must be a number above {low:g} and at most {high:g}, got {value!r}")
+    return float(value)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int of at least `least`, or `InvalidValueError`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InvalidValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """(H, W) as a tuple, which JSON and YAML cannot write; one number is a square; else `InvalidValueError`."""
+    sides = (size, size) if isinstance(size, Integral) else size
+    try:
+        height, width = (check_count("size", side) for side in sides)
+    except (TypeError, ValueError):
+        raise InvalidValueError(f"size must be two whole numbers (H, W) of pixels, got {size!r}") from None
+    return height, width
+
+
+def check_array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The value as finite float32 of `shape` (-1 is any length), or `InvalidValueError`."""
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise InvalidValueError(f"{name} must be numbers of shape {shape}, got {type(value).__name__}") from None
+    if array.ndim != len(shape) or any(want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)):
+        raise InvalidValueError(f"{name} must have shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise InvalidValueError(f"{name} must be finite, but some entries are not")
+    return array

@@ -87,6 +87,8 @@ def load_image(source: str | Path | np.ndarray | Image.Image, size: tuple[int, i
     if fov_diagonal is not None:
         focal_px = 0.5 * math.hypot(*picture.size) / math.tan(0.5 * fov_diagonal)
         fov_deg = math.degrees(2.0 * math.atan(0.5 * crop[0] / focal_px))
+        if not 5.0 < fov_deg < 150.0:  # nobody's lens: what EXIF says there is wrong
+            fov_deg = None
     return LoadedImage(np.array(resized), fov_deg, digest, name)
 
 

@@ -21,7 +21,7 @@ from mirage_env.codec.wan import CodecConfig, WanCodec, to_float, to_uint8
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
 from mirage_env.denoise.sampler import SamplerConfig, sample
-from mirage_env.errors import InvalidValueError
+from mirage_env.errors import InvalidValueError, check_array, check_count, check_number, check_size
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
 from mirage_env.memory.alignment import align_log_scale
 from mirage_env.memory.depth_grid import depth_to_grid
@@ -266,7 +266,8 @@ class WorldModel:
             )
         if tuple(cameras.size) != self.size:
             raise InvalidValueError(f"cameras must be of size {self.size}, got {tuple(cameras.size)}")
-        return check_cameras(cameras).to(self.device)
+        poses, intrinsics = cameras.world_from_camera.float(), cameras.intrinsics_px.float()
+        return check_cameras(Cameras(poses, intrinsics, self.size).to(self.device))
 
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
@@ -293,7 +294,7 @@ def resolve_device(device: str) -> torch.device:
     """ "auto" is CUDA where there is one; raises `InvalidValueError` for a device that this machine lacks."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+    if device != "cpu" and not (isinstance(device, str) and device.startswith("cuda") and torch.cuda.is_available()):
         raise InvalidValueError(f'device must be auto, cpu or an available cuda, got "{device}"; use cpu')
     return torch.device(device)
 
@@ -304,7 +305,7 @@ def load_world(preset: str = "mirage-tiny", size: tuple[int, int] = (128, 128), 
     `preset` is a name in `envs_config/` or the path of a YAML; `size` is (H, W). Raises `UnknownNameError`,
     `InvalidValueError` or `WeightsError`, each in one sentence.
     """
-    return _load_world(str(preset), tuple(size), str(resolve_device(device)))
+    return _load_world(str(preset), check_size(size), str(resolve_device(device)))
 
 
 @lru_cache(maxsize=4)
@@ -350,18 +351,20 @@ def generate(
     """
     from mirage_env.images import load_image
 
-    if chunk < 1:
-        raise InvalidValueError(f"chunk must be at least 1, got {chunk}")
+    size, chunk, seed = check_size(size), check_count("chunk", chunk), check_count("seed", seed, least=0)
+    height = check_number("camera_height_m", camera_height_m, 0.05, 100.0)
+    given = None if fov_deg == "auto" else check_number("fov_deg", fov_deg, 1.0, 170.0)
+    poses = (
+        None if isinstance(cameras, Cameras) else torch.from_numpy(check_array("cameras", cameras, (-1, 4, 4)).copy())
+    )
     loaded = load_image(image, size)
     model = load_world(preset, size, device)
-    fov = (loaded.fov_deg or DEFAULT_FOV_DEG) if fov_deg == "auto" else float(fov_deg)
+    fov = given or loaded.fov_deg or DEFAULT_FOV_DEG
     intrinsics = intrinsics_from_fov(float(np.radians(fov)), size)
     if not isinstance(cameras, Cameras):
-        poses = torch.as_tensor(np.asarray(cameras), dtype=torch.float32)
-        if poses.ndim != 3 or poses.shape[1:] != (4, 4):
-            raise InvalidValueError(f"cameras must be poses of shape (T, 4, 4), got {tuple(poses.shape)}")
+        assert poses is not None
         cameras = Cameras(poses, intrinsics.expand(len(poses), 3, 3), size)
-    first, state = model.begin(SceneSpec(torch.eye(4), intrinsics, camera_height_m, loaded.rgb), seed)
+    first, state = model.begin(SceneSpec(torch.eye(4), intrinsics, height, loaded.rgb), seed)
     frames, step = [first], chunk * model.temporal_stride
     for start in range(0, len(cameras), step):
         chunk_frames, state = model.advance(state, cameras[start : start + step])
@@ -374,6 +377,6 @@ def generate(
         "seed": seed,
         "chunk": chunk,
         "fov_deg": fov,
-        "camera_height_m": camera_height_m,
+        "camera_height_m": height,
     }
     return Episode(Frames.cat(frames), metadata | model.stats(state))

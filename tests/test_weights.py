@@ -43,3 +43,11 @@ def test_a_safetensors_file_without_card_is_foreign(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="no card inside"):
         read_card(tmp_path / "x.safetensors")
+
+
+def test_weights_that_are_not_finite_are_damaged(tmp_path):
+    layer = nn.Linear(3, 2)
+    torch.nn.init.constant_(layer.bias, float("nan"))
+    save_weights(tmp_path / "part.safetensors", layer, {"kind": "depth"})
+    with pytest.raises(WeightsError, match="is damaged: bias holds numbers that are not finite"):
+        load_weights(tmp_path / "part.safetensors", nn.Linear(3, 2), "depth")

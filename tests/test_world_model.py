@@ -16,7 +16,7 @@ from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.types import Cameras, SceneSpec
-from mirage_env.world_model import Preset, WorldModel
+from mirage_env.world_model import Preset, WorldModel, generate
 
 SIZE = (32, 48)
 CODEC = CodecConfig(channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, is_residual=True)
@@ -135,3 +135,19 @@ def test_size_that_the_patches_do_not_divide_names_the_nearest(model):
     parts = (model.preset, model.codec, model.perception, model.denoiser)
     with pytest.raises(InvalidValueError, match=r"multiple of 16 pixels a side, got 24 x 48; .* is 32 x 48"):
         WorldModel(*parts, size=(24, 48))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": (64, 0)}, "size must be two whole numbers"),
+        ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"fov_deg": 0.5}, "fov_deg must be a number above 1 and at most 170"),
+        ({"camera_height_m": float("nan")}, "camera_height_m must be a number above 0.05"),
+        ({"device": "gpu"}, 'device must be auto, cpu or an available cuda, got "gpu"'),
+    ],
+)
+def test_generate_tells_bad_arguments_before_any_work(changes, message):
+    with pytest.raises(InvalidValueError, match=message):
+        generate("room", np.eye(4)[None], **changes)

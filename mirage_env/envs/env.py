@@ -20,7 +20,7 @@ from mirage_env.envs.actions import Pose
 from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
 from mirage_env.envs.untaken import Untaken
 from mirage_env.envs.world import SceneSpec, World
-from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.errors import InvalidValueError, UnknownNameError, check_array, check_count, check_number
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
 from mirage_env.types import Cameras, Frames
 
@@ -122,18 +122,20 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
 
         self.action_mode, self.feedback, self.collision = action_mode, feedback, collision
         self.render_mode = render_mode
-        self.step_m = _number("step_m", step_m, 0.0, 10.0)
-        self.turn_rad = math.radians(_number("turn_deg", turn_deg, 0.0, 90.0))
-        self.camera_height_m = _number("camera_height_m", camera_height_m, 0.05, 100.0)
-        self.chunk = _count("chunk", chunk)
-        self.max_episode_steps = None if max_episode_steps is None else _count("max_episode_steps", max_episode_steps)
+        self.step_m = check_number("step_m", step_m, 0.0, 10.0)
+        self.turn_rad = math.radians(check_number("turn_deg", turn_deg, 0.0, 90.0))
+        self.camera_height_m = check_number("camera_height_m", camera_height_m, 0.05, 100.0)
+        self.chunk = check_count("chunk", chunk)
+        self.max_episode_steps = (
+            None if max_episode_steps is None else check_count("max_episode_steps", max_episode_steps)
+        )
         if isinstance(up, str):
             if up != "auto":
                 raise InvalidValueError(f'up must be "auto" or a vector in camera axes, got "{up}"')
             up = (0.0, -1.0, 0.0)
         self.start = actions.pose_from_up(up)
         self._intrinsics = None if intrinsics is None else _check_intrinsics(intrinsics)
-        self._fov_deg = None if fov_deg == "auto" else _number("fov_deg", fov_deg, 1.0, 170.0)
+        self._fov_deg = None if fov_deg == "auto" else check_number("fov_deg", fov_deg, 1.0, 170.0)
 
         self._episode: Episode | None = None
         self._closed = False
@@ -380,37 +382,14 @@ def _on_cpu(frames: Frames) -> Frames:
     )
 
 
-def check_size(size: Sequence[int]) -> tuple[int, int]:
-    """(H, W) as a tuple, which JSON and YAML cannot write; raises InvalidValueError."""
-    if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in size):
-        raise InvalidValueError(f"size must be two whole numbers (H, W) of pixels, got {size!r}")
-    return int(size[0]), int(size[1])
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    if not isinstance(value, (int, float)) or not low < value <= high:
-        raise InvalidValueError(f"{name} must be a number above {low:g} and at most {high:g}, got {value!r}")
-    return float(value)
-
-
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise InvalidValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return int(value)
-
-
 def _check_intrinsics(intrinsics: Any) -> Float[Tensor, "3 3"]:
-    matrix = torch.as_tensor(np.asarray(intrinsics, np.float32))
-    if matrix.shape != (3, 3) or not matrix.isfinite().all() or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-        raise InvalidValueError(
-            f"intrinsics must be a finite K (3, 3) in pixels with positive focal lengths, got {intrinsics!r}"
-        )
+    matrix = torch.from_numpy(check_array("intrinsics", intrinsics, (3, 3)).copy())
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        raise InvalidValueError("intrinsics must be a K (3, 3) in pixels with positive focal lengths")
     return matrix
 
 
 def _check_pose(transform: Any, intrinsics_px: Float[Tensor, "3 3"], size: tuple[int, int]) -> Pose:
-    matrix = torch.as_tensor(np.asarray(transform, np.float32))
-    if matrix.shape != (4, 4):
-        raise InvalidValueError(f"world_from_camera must have shape (4, 4), got {tuple(matrix.shape)}")
+    matrix = torch.from_numpy(check_array("world_from_camera", transform, (4, 4)).copy())
     check_cameras(Cameras(matrix[None], intrinsics_px[None], size))
     return actions.pose_from_matrix(matrix)

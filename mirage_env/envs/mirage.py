@@ -8,9 +8,9 @@ from typing import Any
 
 from gymnasium.utils import EzPickle
 
-from mirage_env.envs.env import WalkEnv, check_size
+from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.world import SceneSpec
-from mirage_env.errors import ImageError, InvalidValueError
+from mirage_env.errors import ImageError, InvalidValueError, check_size
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from gymnasium.utils import EzPickle
 
-from mirage_env.envs.env import Episode, WalkEnv, check_size
+from mirage_env.envs.env import Episode, WalkEnv
 from mirage_env.envs.simulator_world import SimulatorWorld
 from mirage_env.envs.world import SceneSpec
-from mirage_env.errors import InvalidValueError
+from mirage_env.errors import InvalidValueError, check_size
 
 SCENES = 1_000_000
 """Scene seeds lie below this number; those above are for training."""

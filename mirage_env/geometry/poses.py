@@ -46,19 +46,28 @@ def intrinsics_from_fov(fov_x: float, size: tuple[int, int]) -> Float[Tensor, "3
     return torch.tensor([[focal, 0.0, 0.5 * width], [0.0, focal, 0.5 * height], [0.0, 0.0, 1.0]])
 
 
+FARTHEST_M = 1e6
+"""Beyond this, float32 metres can no longer tell a step."""
+
+
 def check_cameras(cameras: Cameras) -> Cameras:
-    """The cameras themselves, or an error that names the first one that is not a finite rigid transform."""
-    finite = torch.isfinite(cameras.world_from_camera).flatten(1).all(1) & torch.isfinite(
-        cameras.intrinsics_px
-    ).flatten(1).all(1)
-    if not bool(finite.all()):
-        raise InvalidValueError(f"camera {int((~finite).nonzero()[0])} has a pose or intrinsics that are not finite")
-    rotation = cameras.world_from_camera[:, :3, :3]
-    error = (rotation @ rotation.transpose(1, 2) - torch.eye(3, device=rotation.device)).abs().flatten(1).amax(1)
-    if bool((error > 1e-3).any()):
-        worst = int((error > 1e-3).nonzero()[0])
-        raise InvalidValueError(
-            f"world_from_camera of camera {worst} is not rigid (R R^T differs from identity by "
-            f"{float(error[worst]):.2g}); pass a rotation and a translation in metres, without scale"
-        )
+    """The cameras themselves, or an error that names the first that no camera can have."""
+    poses, k = cameras.world_from_camera, cameras.intrinsics_px
+    rotation = poses[:, :3, :3]
+    error = (rotation @ rotation.transpose(1, 2) - torch.eye(3, device=poses.device)).abs().flatten(1).amax(1)
+    last = poses.new_tensor([0.0, 0.0, 0.0, 1.0])
+    for wrong, why in (
+        (~(torch.isfinite(poses).flatten(1).all(1) & torch.isfinite(k).flatten(1).all(1)), _NOT_FINITE),
+        (~(error <= 1e-3), _NOT_RIGID),
+        (torch.linalg.det(rotation) < 0, "mirrors space (its determinant is negative); flip one axis"),
+        ((poses[:, 3] != last).any(1), "has a last row that is not 0 0 0 1; pass world_from_camera, not transposed"),
+        (poses[:, :3, 3].abs().amax(1) > FARTHEST_M, f"is farther than {FARTHEST_M:g} m from the origin; use metres"),
+        ((k[:, 0, 0] <= 0) | (k[:, 1, 1] <= 0), "has a focal length that is not positive; pass K in pixels"),
+    ):
+        if bool(wrong.any()):
+            raise InvalidValueError(f"camera {int(wrong.nonzero()[0])} {why}")
     return cameras
+
+
+_NOT_FINITE = "has a pose or intrinsics that are not finite"
+_NOT_RIGID = "has a pose that is not rigid; pass a rotation and a translation in metres, without scale"

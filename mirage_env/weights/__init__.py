@@ -69,6 +69,9 @@ def load_weights(path: Path, module: nn.Module, kind: str, codec_hash: str | Non
             f"{path} does not fit the configured {kind}: {len(wrong)} tensors differ, the first is {wrong[0]}; "
             "use the preset that these weights were trained with"
         )
+    for key, tensor in stored.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"{path} is damaged: {key} holds numbers that are not finite; get it again")
     with torch.no_grad():
         module.load_state_dict({k: v.to(expected[k].dtype) for k, v in stored.items()})
     return card

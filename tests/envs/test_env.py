@@ -329,7 +329,11 @@ def test_map(box_room: MakeEnv) -> None:
         ({"fov_deg": "wide"}, InvalidValueError, "fov_deg must be a number"),
         ({"camera_height_m": 0.0}, InvalidValueError, "camera_height_m must be"),
         ({"up": "down"}, InvalidValueError, 'up must be "auto" or a vector'),
-        ({"intrinsics": [[1.0, 0.0], [0.0, 1.0]]}, InvalidValueError, r"intrinsics must be a finite K \(3, 3\)"),
+        (
+            {"intrinsics": [[1.0, 0.0], [0.0, 1.0]]},
+            InvalidValueError,
+            r"intrinsics must have shape \(3, 3\)",
+        ),
         ({"intrinsics": np.zeros((3, 3))}, InvalidValueError, "positive focal lengths"),
         ({"depth_range_m": (5.0, 1.0)}, InvalidValueError, "depth_range_m must be"),
     ],

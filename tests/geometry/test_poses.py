@@ -77,10 +77,30 @@ def test_the_first_camera_that_is_not_finite_is_named(field: str, value: float) 
 def test_a_scaled_pose_is_refused() -> None:
     poses = torch.eye(4).repeat(2, 1, 1)
     poses[1, :3, :3] *= 2.0
-    with pytest.raises(InvalidValueError, match=r"camera 1 is not rigid.*without scale"):
+    with pytest.raises(InvalidValueError, match=r"camera 1 has a pose that is not rigid.*without scale"):
         check_cameras(Cameras(poses, torch.eye(3).repeat(2, 1, 1), (2, 2)))
 
 
 def test_good_cameras_pass() -> None:
     cameras = Cameras(rigid(turned(0.3, 0.2, 0.1), torch.ones(3))[None], torch.eye(3)[None], (2, 2))
     assert check_cameras(cameras) is cameras
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (0, 0, -1.0, "camera 1 mirrors space"),
+        (3, 0, 1.0, "camera 1 has a last row that is not 0 0 0 1"),
+        (0, 3, 1e30, r"camera 1 is farther than 1e\+06 m"),
+    ],
+)
+def test_poses_that_no_camera_has_are_refused(row: int, column: int, value: float, message: str) -> None:
+    poses = torch.eye(4).repeat(2, 1, 1)
+    poses[1, row, column] = value
+    with pytest.raises(InvalidValueError, match=message):
+        check_cameras(Cameras(poses, torch.eye(3).repeat(2, 1, 1), (8, 8)))
+
+
+def test_a_focal_length_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="camera 0 has a focal length that is not positive"):
+        check_cameras(Cameras(torch.eye(4)[None], -torch.eye(3)[None], (8, 8)))
