@@ -113,15 +113,14 @@ class WorldModel:
         weights: dict[str, str] | None = None,
     ):
         self.preset, self.size, self.device = preset, size, torch.device(device)
-        self.latent_size = codec.latent_size(size)
-        patch = denoiser.config.patch_size
-        if any(side % patch for side in self.latent_size):
-            stride = codec.spatial_stride * patch
-            nearest = tuple(max(stride, round(side / stride) * stride) for side in size)
+        stride = codec.spatial_stride * denoiser.config.patch_size
+        if any(side % stride or side <= 0 for side in size):
+            nearest = [max(stride, round(side / stride) * stride) for side in size]
             raise InvalidValueError(
                 f"the picture size must be a multiple of {stride} pixels a side, got {size[0]} x {size[1]}; "
                 f"the nearest that works is {nearest[0]} x {nearest[1]}"
             )
+        self.latent_size = codec.latent_size(size)
         self.codec = _for_inference(codec, self.device)
         self.perception = _for_inference(perception, self.device)
         self.denoiser = _for_inference(denoiser, self.device)
