@@ -21,7 +21,7 @@ from mirage_env.training.loop import LoopConfig, Stage, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
 from mirage_env.training.world import WorldLossConfig, WorldStage, encode_store
-from mirage_env.weights import load_weights
+from mirage_env.weights import load_weights, read_card
 from mirage_env.world_model import Preset
 
 STAGES = ("render", "codec", "perception", "latents", "denoiser")
@@ -100,7 +100,7 @@ def run_stage(
         perception = TinyPerception(preset.perception).eval()
         load_weights(folder / "perception.safetensors", perception, "perception")
         for store in stores:
-            encode_store(store, codec, perception, codec_hash, lambda done, total: report(done, total, {}))
+            encode_store(store, codec, perception, codec_hash, _perception_hash(folder), lambda i, n: report(i, n, {}))
         return True
 
     torch.manual_seed(0)  # the first weights
@@ -111,8 +111,16 @@ def run_stage(
     elif stage == "perception":
         job = PerceptionStage(preset.perception, recipe.perception.loss, stores[0], device=device)
     else:
+        codec, codec_hash = _codec(preset, folder)
         job = WorldStage(
-            preset.denoiser, recipe.denoiser.loss, preset.memory, stores, *_codec(preset, folder), device=device
+            preset.denoiser,
+            recipe.denoiser.loss,
+            preset.memory,
+            stores,
+            codec,
+            codec_hash,
+            _perception_hash(folder),
+            device=device,
         )
     return train(job, loop, folder, device, stop_after_s, lambda step, values: report(step, loop.steps, values))
 
@@ -122,6 +130,12 @@ def _codec(preset: Preset, folder: Path) -> tuple[WanCodec, str]:
     codec = WanCodec(preset.codec).eval().requires_grad_(False)
     load_weights(path, codec, "codec")
     return codec, sha256_of(path)
+
+
+def _perception_hash(folder: Path) -> str:
+    path = folder / "perception.safetensors"
+    read_card(path)  # a missing or damaged file is told in a sentence
+    return sha256_of(path)
 
 
 def _pictures(
@@ -137,5 +151,7 @@ def _pictures(
         crops = np.stack(list(photo_crops(photos, stores[0].config.size[0], recipe.photo_crops, seed=0)))
         if len(crops) <= 64:
             raise ImageError(f"the pictures below {photos} gave {len(crops)} crops, too few to hold 64 out; add some")
-        np.save(cached, crops)
+        partial = folder / "photos.partial.npy"
+        np.save(partial, crops)
+        partial.replace(cached)  # a kill must not leave half a file behind
     return frames, np.load(cached, mmap_mode="r")

@@ -40,14 +40,19 @@ class WorldLossConfig:
 
 
 def encode_store(
-    store: ClipStore, codec: WanCodec, perception: TinyPerception, codec_hash: str, report: Callable[[int, int], None]
-) -> str:
-    """Adds image latents and predicted depth to a store, once a codec; returns the name of the latents' array.
+    store: ClipStore,
+    codec: WanCodec,
+    perception: TinyPerception,
+    codec_hash: str,
+    perception_hash: str,
+    report: Callable[[int, int], None],
+) -> None:
+    """Adds image latents and predicted depth to a store, each once for the weights that made it.
 
     Predicted depth is cut free of its own scale error: every frame of a clip keeps the error of the clip's first frame,
     as a rollout does whose chunks are aligned to its memory.
     """
-    latents_name = f"latents-{codec_hash[:12]}"
+    latents_name, depth_name = _latents_name(codec_hash), _depth_name(perception_hash)
     count, length, (height, width) = len(store), store.config.frames, store.config.size
     h, w = codec.latent_size((height, width))
     rgb, true_depth, masks = (store.array(name) for name in ("rgb", "depth", "masks"))
@@ -74,9 +79,16 @@ def encode_store(
 
     if not store.has(latents_name):
         store.add(latents_name, (codec.channels, h, w), "float16", fill_latents)
-    if not store.has("predicted_depth"):
-        store.add("predicted_depth", (height, width), "float16", fill_depth)
-    return latents_name
+    if not store.has(depth_name):
+        store.add(depth_name, (height, width), "float16", fill_depth)
+
+
+def _latents_name(codec_hash: str) -> str:
+    return f"latents-{codec_hash[:12]}"
+
+
+def _depth_name(perception_hash: str) -> str:
+    return f"predicted-depth-{perception_hash[:12]}"
 
 
 @dataclass(frozen=True)
@@ -108,14 +120,16 @@ class WorldStage(Stage):
         stores: list[ClipStore],
         codec: WanCodec,
         codec_hash: str,
+        perception_hash: str,
         held_out: int = 32,
         device: str = "cpu",
     ):
         self.model: Denoiser = Denoiser(config).to(device)
         self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
         self.memory, self.codec, self.codec_hash = LatentMemory(memory), codec.eval(), codec_hash
+        self.depth_name = _depth_name(perception_hash)
         self.metric = pixel_metric(self.codec, torch.from_numpy(np.array(stores[0].array("rgb")[:8, 0]))).to(device)
-        self.latents = [store.array(f"latents-{codec_hash[:12]}") for store in stores]
+        self.latents = [store.array(_latents_name(codec_hash)) for store in stores]
 
     def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         rng = np.random.default_rng(generator.initial_seed())
@@ -171,7 +185,7 @@ class WorldStage(Stage):
         store = self.stores[which]
         latents = torch.from_numpy(self.latents[which][clip].astype(np.float32))
         predicted = rng is None or rng.random() < self.loss.predicted_depth
-        depth = store.array("predicted_depth" if predicted else "depth")[clip]
+        depth = store.array(self.depth_name if predicted else "depth")[clip]
         depth = torch.from_numpy(depth[: overlap + 1].astype(np.float32))
         static = torch.from_numpy(store.array("masks")[clip][: overlap + 1] == 0)
         cameras = store.cameras(np.full(store.config.frames, clip), np.arange(store.config.frames))

@@ -30,6 +30,9 @@ CODEC = CodecConfig(channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 
 PERCEPTION = PerceptionConfig(widths=(8, 16), blocks=1)
 DENOISER = DenoiserConfig(channels=6, heads=2, head_dim=24, ffn_dim=48, layers=2, memory_layers=(0,), text_dim=8)
 
+EYE = "e" * 64
+"""Stands for the hash of the perception's weights."""
+
 
 @pytest.fixture
 def store(tmp_path) -> ClipStore:
@@ -71,7 +74,7 @@ def trained(store, tmp_path):
     load_weights(tmp_path / "codec.safetensors", codec, "codec")
     load_weights(tmp_path / "perception.safetensors", perception, "perception")
     codec_hash = sha256_of(tmp_path / "codec.safetensors")
-    encode_store(store, codec, perception, codec_hash, lambda done, total: None)
+    encode_store(store, codec, perception, codec_hash, EYE, lambda done, total: None)
     return tmp_path, codec, codec_hash
 
 
@@ -84,7 +87,7 @@ def test_exported_codec_gives_latents_of_unit_scale(trained, store):
 
 def test_predicted_depth_keeps_the_first_frames_error(trained, store):
     """A network that has learned next to nothing sees the same in every frame; all are brought to the first's error."""
-    predicted, truth = (store.array(name).astype(np.float32) for name in ("predicted_depth", "depth"))
+    predicted, truth = (store.array(name).astype(np.float32) for name in (f"predicted-depth-{EYE[:12]}", "depth"))
     error = np.log(np.median(predicted[:, :, 8:], (2, 3)) / np.median(truth[:, :, 8:], (2, 3)))
     assert np.abs(error - error[:, :1]).max() < 0.02
 
@@ -92,7 +95,7 @@ def test_predicted_depth_keeps_the_first_frames_error(trained, store):
 def test_the_denoiser_trains_and_is_bound_to_its_codec(trained, store):
     folder, codec, codec_hash = trained
     loss = WorldLossConfig(batch=2, chunks=(1, 2), keyframe_stride=2)
-    stage = WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, held_out=2)
+    stage = WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2)
     first = stage.model.transformer.proj_out.weight.detach().clone()
     assert train(stage, LOOP, folder)
     assert not torch.equal(first, stage.model.transformer.proj_out.weight)
@@ -105,8 +108,8 @@ def test_the_denoiser_trains_and_is_bound_to_its_codec(trained, store):
 
 def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
     _, codec, codec_hash = trained
-    np.save(store.folder / "predicted_depth.npy", store.array("depth"))  # an eye without error
-    stage = WorldStage(DENOISER, WorldLossConfig(keyframe_stride=2), MemoryConfig(), [store], codec, codec_hash)
+    np.save(store.folder / f"predicted-depth-{EYE[:12]}.npy", store.array("depth"))  # an eye without error
+    stage = WorldStage(DENOISER, WorldLossConfig(keyframe_stride=2), MemoryConfig(), [store], codec, codec_hash, EYE)
     condition, clean = stage.chunks(0, np.array([1, 3]), overlap=3, n=2, rng=None)
     latents = torch.from_numpy(store.array(f"latents-{codec_hash[:12]}")[[1, 3]].astype(np.float32))
     torch.testing.assert_close(clean, latents[:, 4:6])
