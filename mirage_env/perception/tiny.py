@@ -21,7 +21,7 @@ from mirage_env.types import Cameras
 
 INPUT_CHANNELS = 8
 """RGB, ray x and y, nearness of the floor plane, nearness and mask of the memory."""
-FLOOR, FAR_M = 5, 6.0
+RAY_X, FLOOR, FAR_M = 3, 5, 6.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 SIZE = 256
 LEVELS = 9
-TRAINING_BANKS = 2
+TRAINING_BANKS = 64
 """Training seeds draw from this many banks; evaluation seeds have one of their own, the held-out family another."""
 
 Array = np.ndarray

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mirage_env.codec.wan import to_float
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
-from mirage_env.perception.tiny import PerceptionConfig, TinyPerception, perception_inputs
+from mirage_env.perception.tiny import RAY_X, PerceptionConfig, TinyPerception, perception_inputs
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
 from mirage_env.training.loop import Stage
 from mirage_env.types import Cameras
@@ -63,6 +63,9 @@ class PerceptionStage(Stage):
         clips = rng.integers(0, len(self.store) - self.held_out, self.loss.batch)
         frames, others = rng.integers(0, self.store.config.frames, (2, self.loss.batch))
         inputs, depth, sky, dynamic = self._pictures(clips, frames, others, rng)
+        if rng.random() < 0.5:  # mirrored scenes are scenes, too
+            inputs, depth, sky, dynamic = (x.flip(-1) for x in (inputs, depth, sky, dynamic))
+            inputs[:, RAY_X] *= -1
         if rng.random() < self.loss.half_size_share:
             inputs = F.avg_pool2d(inputs, 2)
             depth, sky, dynamic = (x[:, ::2, ::2] for x in (depth, sky, dynamic))
@@ -132,8 +135,9 @@ class PerceptionStage(Stage):
 
 
 def _weakened(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:
-    """Blurred and dimmed at random: generated pictures are softer than simulated ones, photographs vary in exposure."""
-    image = (image * rng.uniform(0.8, 1.15) + rng.uniform(-0.15, 0.15)).clamp(-1, 1)
+    """Blurred, dimmed and tinted: what is generated is softer than the simulator, photographs vary in light."""
+    tint = torch.from_numpy(rng.uniform(0.85, 1.15, (3, 1, 1)).astype(np.float32))
+    image = (image * tint * rng.uniform(0.8, 1.15) + rng.uniform(-0.15, 0.15)).clamp(-1, 1)
     if rng.random() < 0.5:
         small = F.interpolate(image[None], scale_factor=rng.uniform(0.35, 0.9), mode="bilinear", antialias=True)
         image = F.interpolate(small, size=image.shape[1:], mode="bilinear")[0]
