@@ -29,8 +29,6 @@ class PerceptionLossConfig:
     """Spread of the log scale by which that memory is wrong."""
     gradient_weight: float = 0.5
     mask_weight: float = 0.2
-    half_size_share: float = 0.25
-    """Share of batches at half the clips' resolution."""
     cell_px: int = 8
     """Size of a memory cell."""
 
@@ -40,7 +38,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PerceptionStage(Stage):
-    """Trains on all clips but the last `held_out`, which validate."""
+    """Trains on all clips but the last `held_out` of each store; those of the first store validate."""
 
     name = "perception"
 
@@ -48,27 +46,25 @@ class PerceptionStage(Stage):
         self,
         config: PerceptionConfig,
         loss: PerceptionLossConfig,
-        store: ClipStore,
+        stores: list[ClipStore],
         held_out: int = 32,
         device: str = "cpu",
     ):
         self.model: TinyPerception = TinyPerception(config).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-        self.config, self.loss, self.store, self.held_out, self.device = config, loss, store, held_out, device
+        self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
         self.memory = LatentMemory(MemoryConfig())
-        self.rgb, self.depth, self.masks = (store.array(name) for name in ("rgb", "depth", "masks"))
 
     def batch(self, generator: torch.Generator) -> Batch:
         rng = np.random.default_rng(generator.initial_seed())
-        clips = rng.integers(0, len(self.store) - self.held_out, self.loss.batch)
-        frames, others = rng.integers(0, self.store.config.frames, (2, self.loss.batch))
-        inputs, depth, sky, dynamic = self._pictures(clips, frames, others, rng)
+        sizes = np.array([len(store) for store in self.stores])
+        store = self.stores[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
+        clips = rng.integers(0, len(store) - self.held_out, self.loss.batch)
+        frames, others = rng.integers(0, store.config.frames, (2, self.loss.batch))
+        inputs, depth, sky, dynamic = self._pictures(store, clips, frames, others, rng)
         if rng.random() < 0.5:  # mirrored scenes are scenes, too
             inputs, depth, sky, dynamic = (x.flip(-1) for x in (inputs, depth, sky, dynamic))
             inputs[:, RAY_X] *= -1
-        if rng.random() < self.loss.half_size_share:
-            inputs = F.avg_pool2d(inputs, 2)
-            depth, sky, dynamic = (x[:, ::2, ::2] for x in (depth, sky, dynamic))
         return inputs, depth, sky, dynamic
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -87,9 +83,10 @@ class PerceptionStage(Stage):
     def validate(self) -> dict[str, float]:
         """Metric absolute relative error without memory or alignment, and intersection over union of the masks."""
         rng = np.random.default_rng(0)
-        clips = np.arange(len(self.store) - self.held_out, len(self.store))
-        frames = rng.integers(0, self.store.config.frames, len(clips))
-        inputs, depth, sky, dynamic = self._pictures(clips, frames, frames, None)
+        store = self.stores[0]
+        clips = np.arange(len(store) - self.held_out, len(store))
+        frames = rng.integers(0, store.config.frames, len(clips))
+        inputs, depth, sky, dynamic = self._pictures(store, clips, frames, frames, None)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             log_depth, sky_logit, dynamic_logit = torch.cat([self.model.logits(x) for x in inputs.split(8)]).unbind(1)
         relative = ((log_depth.exp() - depth).abs() / depth.clamp_min(1e-2))[~sky]
@@ -100,30 +97,35 @@ class PerceptionStage(Stage):
         }
 
     def _pictures(
-        self, clips: np.ndarray, frames: np.ndarray, others: np.ndarray, rng: np.random.Generator | None
+        self,
+        store: ClipStore,
+        clips: np.ndarray,
+        frames: np.ndarray,
+        others: np.ndarray,
+        rng: np.random.Generator | None,
     ) -> Batch:
         """The given (clip, frame) pairs; memories, which frames `others` wrote, and blur only where there is `rng`."""
-        images = to_float(torch.from_numpy(self.rgb[clips, frames]))
-        depth = torch.from_numpy(self.depth[clips, frames].astype(np.float32))
-        masks = torch.from_numpy(self.masks[clips, frames])
-        cameras = self.store.cameras(clips, frames)
-        height, width = self.store.config.size
+        images = to_float(torch.from_numpy(store.array("rgb")[clips, frames]))
+        depth = torch.from_numpy(store.array("depth")[clips, frames].astype(np.float32))
+        masks = torch.from_numpy(store.array("masks")[clips, frames])
+        cameras = store.cameras(clips, frames)
+        height, width = store.config.size
         known = torch.zeros(len(clips), height // self.loss.cell_px, width // self.loss.cell_px)
         if rng is not None:
             images = torch.stack([_weakened(image, rng) for image in images])
             for i in np.flatnonzero(rng.random(len(clips)) < self.loss.memory_share):
                 scale = float(np.exp(self.loss.scale_noise * rng.standard_normal()))
-                known[i] = scale * self._memory_depth(int(clips[i]), int(others[i]), cameras[i : i + 1])
+                known[i] = scale * self._memory_depth(store, int(clips[i]), int(others[i]), cameras[i : i + 1])
         inputs = perception_inputs(images, cameras, known, 0.0)
         sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
         return inputs.to(self.device), depth.to(self.device), sky.to(self.device), dynamic.to(self.device)
 
-    def _memory_depth(self, clip: int, frame: int, camera: Cameras) -> Float[Tensor, "h w"]:
+    def _memory_depth(self, store: ClipStore, clip: int, frame: int, camera: Cameras) -> Float[Tensor, "h w"]:
         """What a memory that frame `frame` alone wrote shows to `camera`."""
-        source = self.store.cameras(np.array([clip]), np.array([frame]))
-        depth = torch.from_numpy(self.depth[clip, frame].astype(np.float32))[None]
-        valid = torch.from_numpy(self.masks[clip, frame] == 0)[None]
-        height, width = self.store.config.size
+        source = store.cameras(np.array([clip]), np.array([frame]))
+        depth = torch.from_numpy(store.array("depth")[clip, frame].astype(np.float32))[None]
+        valid = torch.from_numpy(store.array("masks")[clip, frame] == 0)[None]
+        height, width = store.config.size
         grid = (height // self.loss.cell_px, width // self.loss.cell_px)
         state = self.memory.write(self.memory.empty(1), torch.zeros(1, 1, *grid), depth, valid, source)
         return self.memory.read(state, camera.resized(grid)).depth_m[0]

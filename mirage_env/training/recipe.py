@@ -109,7 +109,7 @@ def run_stage(
     if stage == "codec":
         job = CodecStage(preset.codec, recipe.codec.loss, *_pictures(stores, recipe, photos, folder), device=device)
     elif stage == "perception":
-        job = PerceptionStage(preset.perception, recipe.perception.loss, stores[0], device=device)
+        job = PerceptionStage(preset.perception, recipe.perception.loss, stores, device=device)
     else:
         codec, codec_hash = _codec(preset, folder)
         job = WorldStage(

@@ -68,7 +68,7 @@ def trained(store, tmp_path):
     pictures = store.array("rgb").reshape(-1, SIDE, SIDE, 3)
     codec_stage = CodecStage(CODEC, CodecLossConfig(batch=2, crop=16), pictures, pictures, held_out=4)
     assert train(codec_stage, LOOP, tmp_path)
-    stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(batch=2), store, held_out=2)
+    stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(batch=2), [store], held_out=2)
     assert train(stage, LOOP, tmp_path)
     codec, perception = WanCodec(CODEC).eval(), TinyPerception(PERCEPTION).eval()
     load_weights(tmp_path / "codec.safetensors", codec, "codec")
@@ -121,7 +121,7 @@ def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
 
 
 def test_perception_learns_the_wall(store):
-    stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(batch=2), store, held_out=2)
+    stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(batch=2), [store], held_out=2)
     with torch.no_grad():
         before = stage.validate()["abs_rel"]
     config = replace(LOOP, steps=40, learning_rate=1e-2, ema=0.5, validate_every=40)
