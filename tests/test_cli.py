@@ -138,7 +138,10 @@ def test_size() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["codex"], 'unknown training stage "codex"; known are all, codec, denoiser, latents, perception, render; did'),
+        (
+            ["codex"],
+            'unknown training stage "codex"; known are all, codec, denoiser, finetune, latents',
+        ),
         (["--recipe", "mirage-tny"], 'unknown recipe "mirage-tny"; known are mirage-tiny; did you mean "mirage-tiny"?'),
         (["--recipe", "none.yaml"], "no config file at none.yaml"),
         (["codec", "--device", "tpu"], 'device must be auto, cpu or an available cuda, got "tpu"; use cpu'),

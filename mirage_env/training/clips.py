@@ -54,13 +54,15 @@ class ClipStore:
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.npy").exists()
 
-    def add(self, name: str, shape: tuple[int, ...], dtype: str, fill: Callable[[np.ndarray], None]) -> None:
-        """A further array (N, T, *shape), filled by `fill` and named only when whole."""
-        temporary = self.folder / f"{name}.partial.npy"
-        array = open_memmap(temporary, "w+", dtype, (self.config.clips, self.config.frames, *shape))
-        fill(array)
-        array.flush()
-        os.replace(temporary, self.folder / f"{name}.npy")
+    def add(self, shapes: dict[str, tuple[int, ...]], fill: Callable[..., None], rows: int | None = None) -> None:
+        """Further float16 arrays (rows, T, *shape), all clips unless told, filled by `fill` and named when whole."""
+        lead = (self.config.clips if rows is None else rows, self.config.frames)
+        partial = {name: self.folder / f"{name}.partial.npy" for name in shapes}
+        arrays = [open_memmap(partial[name], "w+", "float16", (*lead, *shape)) for name, shape in shapes.items()]
+        fill(*arrays)
+        for array, (name, path) in zip(arrays, partial.items(), strict=True):
+            array.flush()
+            os.replace(path, self.folder / f"{name}.npy")
 
     def cameras(self, clips: np.ndarray, frames: np.ndarray) -> Cameras:
         """Pixel-resolution cameras of the given (clip, frame) pairs."""

@@ -1,4 +1,7 @@
-"""The whole way from nothing to the weights of a preset: render, codec, perception, latents, denoiser."""
+"""The whole way from nothing to the weights of a preset.
+
+render, codec, perception, latents, denoiser; then the denoiser walks by itself and is fine-tuned on its own walks.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,21 @@ import torch
 
 from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
+from mirage_env.denoise.denoiser import Denoiser
 from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
 from mirage_env.perception.tiny import TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
+from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, Stage, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
-from mirage_env.training.world import WorldLossConfig, WorldStage, encode_store
-from mirage_env.weights import load_weights, read_card
-from mirage_env.world_model import Preset
+from mirage_env.training.world import WorldLossConfig, WorldStage
+from mirage_env.weights import load_weights
+from mirage_env.world_model import Preset, WorldModel
 
-STAGES = ("render", "codec", "perception", "latents", "denoiser")
+STAGES = ("render", "codec", "perception", "latents", "denoiser", "walks", "finetune")
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
 
@@ -48,6 +53,15 @@ class WorldTraining:
 
 
 @dataclass(frozen=True)
+class WalkTraining(WorldTraining):
+    """Goes on from the denoiser's weights, on clips along which that denoiser has walked."""
+
+    clips: int = 400
+    """Walks a store, along its first clips."""
+    chunk: int = 5
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a YAML in `envs_config/train/` describes."""
 
@@ -56,6 +70,7 @@ class Recipe:
     codec: CodecTraining
     perception: PerceptionTraining
     denoiser: WorldTraining
+    finetune: WalkTraining
     photo_crops: int = 60
 
     def __post_init__(self) -> None:
@@ -85,7 +100,8 @@ def run_stage(
     """Runs one stage in `folder`, going on where it was cut off; True when it is whole.
 
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
-    The trained weights lie in `folder` as codec.safetensors, perception.safetensors and denoiser.safetensors.
+    The trained weights lie in `folder` as codec.safetensors, perception.safetensors, denoiser.safetensors and, the
+    better denoiser, finetune.safetensors.
     """
     if stage not in STAGES:
         raise UnknownNameError("training stage", stage, STAGES)
@@ -95,33 +111,42 @@ def run_stage(
             render_clips(folder / f"clips-{i}", config, report=lambda done, total: report(done, total, {}))
         return True
     stores = [ClipStore(folder / f"clips-{i}") for i in range(len(recipe.stores))]
+
+    def counted(done: int, total: int) -> None:
+        report(done, total, {})
+
     if stage == "latents":
         codec, codec_hash = _codec(preset, folder)
-        perception = TinyPerception(preset.perception).eval()
-        load_weights(folder / "perception.safetensors", perception, "perception")
+        perception, perception_hash = _perception(preset, folder)
         for store in stores:
-            encode_store(store, codec, perception, codec_hash, _perception_hash(folder), lambda i, n: report(i, n, {}))
+            encode_latents(store, codec, codec_hash, counted, device)
+            predict_depth(store, perception, perception_hash, codec.spatial_stride, counted, device)
+        return True
+    if stage == "walks":
+        codec, _ = _codec(preset, folder)
+        perception, _ = _perception(preset, folder)
+        denoiser, denoiser_hash = _denoiser(preset, folder)
+        for store in stores:
+            model = WorldModel(preset, codec, perception, denoiser, store.config.size, device)
+            walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
         return True
 
     torch.manual_seed(0)  # the first weights
-    loop: LoopConfig = getattr(recipe, stage).loop
+    training = getattr(recipe, stage)
+    loop: LoopConfig = training.loop
     job: Stage
     if stage == "codec":
-        job = CodecStage(preset.codec, recipe.codec.loss, *_pictures(stores, recipe, photos, folder), device=device)
+        job = CodecStage(preset.codec, training.loss, *_pictures(stores, recipe, photos, folder), device=device)
     elif stage == "perception":
-        job = PerceptionStage(preset.perception, recipe.perception.loss, stores, device=device)
+        job = PerceptionStage(preset.perception, training.loss, stores, device=device)
     else:
         codec, codec_hash = _codec(preset, folder)
+        _, perception_hash = _perception(preset, folder)
+        walked_by = _denoiser(preset, folder) if stage == "finetune" else None
         job = WorldStage(
-            preset.denoiser,
-            recipe.denoiser.loss,
-            preset.memory,
-            stores,
-            codec,
-            codec_hash,
-            _perception_hash(folder),
-            device=device,
-        )
+            preset.denoiser, training.loss, preset.memory, stores, codec, codec_hash, perception_hash,
+            device=device, walked_by=walked_by,
+        )  # fmt: skip
     return train(job, loop, folder, device, stop_after_s, lambda step, values: report(step, loop.steps, values))
 
 
@@ -132,10 +157,18 @@ def _codec(preset: Preset, folder: Path) -> tuple[WanCodec, str]:
     return codec, sha256_of(path)
 
 
-def _perception_hash(folder: Path) -> str:
+def _perception(preset: Preset, folder: Path) -> tuple[TinyPerception, str]:
     path = folder / "perception.safetensors"
-    read_card(path)  # a missing or damaged file is told in a sentence
-    return sha256_of(path)
+    perception = TinyPerception(preset.perception).eval()
+    load_weights(path, perception, "perception")
+    return perception, sha256_of(path)
+
+
+def _denoiser(preset: Preset, folder: Path) -> tuple[Denoiser, str]:
+    path = folder / "denoiser.safetensors"
+    denoiser = Denoiser(preset.denoiser).eval()
+    load_weights(path, denoiser, "denoiser", codec_hash=sha256_of(folder / "codec.safetensors"))
+    return denoiser, sha256_of(path)
 
 
 def _pictures(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
 from mirage_env.memory.recall import recall
-from mirage_env.perception.tiny import TinyPerception
 from mirage_env.training.clips import ClipStore
 from mirage_env.training.codec import psnr
+from mirage_env.training.latents import depth_name, latents_name, walked_name
 from mirage_env.training.loop import Stage
 from mirage_env.types import Cameras, Readout
 from mirage_env.weights import save_weights
@@ -37,58 +36,8 @@ class WorldLossConfig:
     """Share of samples at sigma = 1, where few-step sampling spends most of its passes."""
     history_noise: float = 0.1
     """At most this much noise on tokens and clean frames, untold, as a rollout's own errors would put there."""
-
-
-def encode_store(
-    store: ClipStore,
-    codec: WanCodec,
-    perception: TinyPerception,
-    codec_hash: str,
-    perception_hash: str,
-    report: Callable[[int, int], None],
-) -> None:
-    """Adds image latents and predicted depth to a store, each once for the weights that made it.
-
-    Predicted depth is cut free of its own scale error: every frame of a clip keeps the error of the clip's first frame,
-    as a rollout does whose chunks are aligned to its memory.
-    """
-    latents_name, depth_name = _latents_name(codec_hash), _depth_name(perception_hash)
-    count, length, (height, width) = len(store), store.config.frames, store.config.size
-    h, w = codec.latent_size((height, width))
-    rgb, true_depth, masks = (store.array(name) for name in ("rgb", "depth", "masks"))
-    batched = torch.autocast("cpu", torch.bfloat16)
-
-    def fill_latents(out: np.ndarray) -> None:
-        with torch.inference_mode(), batched:
-            for i in range(count):
-                out[i] = codec.encode(to_float(torch.from_numpy(np.array(rgb[i])))).float().numpy()
-                report(i + 1, count)
-
-    def fill_depth(out: np.ndarray) -> None:
-        with torch.inference_mode(), batched:
-            for i in range(count):
-                frames = np.arange(length)
-                cameras = store.cameras(np.full(length, i), frames)
-                images = to_float(torch.from_numpy(np.array(rgb[i])))
-                depth = perception(images, cameras, torch.zeros(length, h, w), 0.0).depth_m
-                truth, solid = torch.from_numpy(true_depth[i].astype(np.float32)), torch.from_numpy(masks[i] == 0)
-                log_error = torch.where(solid, (depth / truth.clamp_min(1e-2)).log(), torch.nan)
-                bias = log_error.flatten(1).nanmedian(1).values.nan_to_num(0.0)
-                out[i] = (depth * (bias[0] - bias).exp()[:, None, None]).numpy()
-                report(i + 1, count)
-
-    if not store.has(latents_name):
-        store.add(latents_name, (codec.channels, h, w), "float16", fill_latents)
-    if not store.has(depth_name):
-        store.add(depth_name, (height, width), "float16", fill_depth)
-
-
-def _latents_name(codec_hash: str) -> str:
-    return f"latents-{codec_hash[:12]}"
-
-
-def _depth_name(perception_hash: str) -> str:
-    return f"predicted-depth-{perception_hash[:12]}"
+    walked: float = 0.5
+    """Share of samples whose past is a walk of an earlier model, where the stores hold one; see `walk_clips`."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +72,18 @@ class WorldStage(Stage):
         perception_hash: str,
         held_out: int = 32,
         device: str = "cpu",
+        walked_by: tuple[Denoiser, str] | None = None,
     ):
-        self.model: Denoiser = Denoiser(config).to(device)
+        """`walked_by` is an earlier model and its file's hash: training goes on from it, on its walks, too."""
+        if walked_by is not None:
+            self.name = "finetune"
+        self.model: Denoiser = (Denoiser(config) if walked_by is None else walked_by[0]).to(device)
         self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
         self.memory, self.codec, self.codec_hash = LatentMemory(memory), codec.eval(), codec_hash
-        self.depth_name = _depth_name(perception_hash)
+        self.depth_name = depth_name(perception_hash)
         self.metric = pixel_metric(self.codec, torch.from_numpy(np.array(stores[0].array("rgb")[:8, 0]))).to(device)
-        self.latents = [store.array(_latents_name(codec_hash)) for store in stores]
+        self.latents = [store.array(latents_name(codec_hash)) for store in stores]
+        self.walks = None if walked_by is None else walked_name(walked_by[1])
 
     def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         rng = np.random.default_rng(generator.initial_seed())
@@ -183,19 +137,23 @@ class WorldStage(Stage):
     def _world(self, which: int, clip: int, overlap: int, n: int, rng: np.random.Generator | None) -> _Rollout:
         """The clip as a rollout that has come to frame `overlap` meets it."""
         store = self.stores[which]
+        walk = None
+        if self.walks is not None and rng is not None and rng.random() < self.loss.walked:
+            walk, walk_depth = store.array(self.walks), store.array(f"{self.walks}-depth")
+            clip %= len(walk)
         latents = torch.from_numpy(self.latents[which][clip].astype(np.float32))
         predicted = rng is None or rng.random() < self.loss.predicted_depth
-        depth = store.array(self.depth_name if predicted else "depth")[clip]
-        depth = torch.from_numpy(depth[: overlap + 1].astype(np.float32))
+        seen = walk_depth if walk is not None else store.array(self.depth_name if predicted else "depth")
+        depth = torch.from_numpy(seen[clip, : overlap + 1].astype(np.float32))
         static = torch.from_numpy(store.array("masks")[clip][: overlap + 1] == 0)
         cameras = store.cameras(np.full(store.config.frames, clip), np.arange(store.config.frames))
         h, w = latents.shape[2:]
         grid_cameras = cameras.resized((h, w))
 
-        history = latents
+        history = latents if walk is None else torch.from_numpy(walk[clip].astype(np.float32))
         if rng is not None:
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-            history = latents + float(rng.uniform(0, self.loss.history_noise)) * noise
+            history = history + float(rng.uniform(0, self.loss.history_noise)) * noise
         keys = torch.tensor(sorted({0, *range(overlap, -1, -self.loss.keyframe_stride)}))
         if rng is not None and rng.random() < 0.3:  # worlds that have seen little
             keys = keys[-1:]
@@ -207,9 +165,9 @@ class WorldStage(Stage):
         )
         readout = self.memory.read(state, grid_cameras[views])
         past = keys[:-1]
-        seen = depth_to_grid(depth[past], static[past], (h, w), "bilinear")
+        grid = depth_to_grid(depth[past], static[past], (h, w), "bilinear")
         count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
-        chosen = past[recall(seen, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
+        chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
         return _Rollout(grid_cameras, latents, history, chosen, readout)
 
     def weighed(self, error: Float[Tensor, "b n c h w"]) -> Float[Tensor, " b"]:
@@ -243,7 +201,7 @@ class WorldStage(Stage):
 
     def export(self, folder: Path, card: dict) -> None:
         card = {"kind": "denoiser", "config": self.config, "codec_hash": self.codec_hash, **card}
-        save_weights(folder / "denoiser.safetensors", self.model, card)
+        save_weights(folder / f"{self.name}.safetensors", self.model, card)
 
 
 @torch.no_grad()

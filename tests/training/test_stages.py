@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from mirage_env.codec.wan import CodecConfig, WanCodec
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
+from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.errors import ImageError, InvalidValueError, WeightsError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.memory.latent import MemoryConfig
@@ -18,11 +20,13 @@ from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.training.clips import SKY, ClipStore
 from mirage_env.training.codec import CodecLossConfig, CodecStage
+from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
 from mirage_env.training.photos import photo_crops
-from mirage_env.training.world import WorldLossConfig, WorldStage, encode_store
+from mirage_env.training.world import WorldLossConfig, WorldStage
 from mirage_env.weights import load_weights, read_card
+from mirage_env.world_model import Preset, WorldModel
 
 CLIPS, FRAMES, SIDE = 6, 6, 32
 LOOP = LoopConfig(steps=3, warmup=1, log_every=1, validate_every=3, save_seconds=1e9)
@@ -74,7 +78,8 @@ def trained(store, tmp_path):
     load_weights(tmp_path / "codec.safetensors", codec, "codec")
     load_weights(tmp_path / "perception.safetensors", perception, "perception")
     codec_hash = sha256_of(tmp_path / "codec.safetensors")
-    encode_store(store, codec, perception, codec_hash, EYE, lambda done, total: None)
+    encode_latents(store, codec, codec_hash, lambda done, total: None)
+    predict_depth(store, perception, EYE, codec.spatial_stride, lambda done, total: None)
     return tmp_path, codec, codec_hash
 
 
@@ -118,6 +123,31 @@ def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
     torch.testing.assert_close(condition.clean[:, -2:], latents[:, 1:3])
     # the camera steps straight back from a wall: what it saw stays in view
     assert float(condition.readout_extra[:, 1:3, 0, 2:].mean()) > 0.5
+
+
+def test_a_model_walks_the_clips_and_learns_from_it(trained, store):
+    folder, codec, codec_hash = trained
+    perception, denoiser = TinyPerception(PERCEPTION), Denoiser(DENOISER)
+    preset = Preset(CODEC, PERCEPTION, MemoryConfig(), DENOISER, SamplerConfig(1))
+    model = WorldModel(preset, deepcopy(codec), perception, denoiser, (SIDE, SIDE))
+    done = []
+    walk_clips(store, model, "d" * 64, 2, chunk=2, report=lambda i, n: done.append((i, n)))
+    walked, depth = store.array("walked-dddddddddddd"), store.array("walked-dddddddddddd-depth")
+    assert walked.shape == (2, FRAMES, 6, SIDE // 8, SIDE // 8) and depth.shape == (2, FRAMES, SIDE, SIDE)
+    assert done == [(1, 2), (2, 2)]
+    latents = store.array(f"latents-{codec_hash[:12]}")
+    np.testing.assert_allclose(walked[:, 0], latents[:2, 0], atol=0.05)  # the first frame is the true one
+    assert np.abs(walked[:, 3] - latents[:2, 3]).max() > 0.05
+
+    loss = WorldLossConfig(batch=2, chunks=(2,), keyframe_stride=2, walked=1.0, history_noise=0.0)
+    earlier = (Denoiser(DENOISER), "d" * 64)
+    stage = WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2, walked_by=earlier)
+    condition, clean = stage.chunks(0, np.array([1, 3]), overlap=3, n=2, rng=np.random.default_rng(0))
+    overlap = torch.from_numpy(walked[[1, 1], 3].astype(np.float32))  # clip 3 was not walked: clip 1 stands in
+    torch.testing.assert_close(condition.clean[:, condition.references], overlap)
+    torch.testing.assert_close(clean, torch.from_numpy(latents[[1, 1], 4:6].astype(np.float32)))
+    assert train(stage, LOOP, folder)
+    load_weights(folder / "finetune.safetensors", Denoiser(DENOISER), "denoiser", codec_hash=codec_hash)
 
 
 def test_perception_learns_the_wall(store):

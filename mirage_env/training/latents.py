@@ -1,0 +1,112 @@
+"""What the denoiser learns from, computed once: image latents, predicted depth, and walks of an earlier model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mirage_env.codec.wan import WanCodec, to_float
+from mirage_env.perception.tiny import TinyPerception
+from mirage_env.training.clips import ClipStore
+from mirage_env.types import SceneSpec
+from mirage_env.world_model import WorldModel
+
+Report = Callable[[int, int], None]
+"""(clips done, clips in all)"""
+
+
+def latents_name(codec_hash: str) -> str:
+    return f"latents-{codec_hash[:12]}"
+
+
+def depth_name(perception_hash: str) -> str:
+    return f"predicted-depth-{perception_hash[:12]}"
+
+
+def walked_name(denoiser_hash: str) -> str:
+    return f"walked-{denoiser_hash[:12]}"
+
+
+def encode_latents(store: ClipStore, codec: WanCodec, codec_hash: str, report: Report, device: str = "cpu") -> None:
+    """Adds every frame's image latent (C, h, w) to a store, once for the codec that made it."""
+    name, codec = latents_name(codec_hash), codec.to(device)
+
+    def fill(out: np.ndarray) -> None:
+        rgb = store.array("rgb")
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+            for i in range(len(out)):
+                out[i] = codec.encode(to_float(torch.from_numpy(np.array(rgb[i])).to(device))).float().cpu().numpy()
+                report(i + 1, len(out))
+
+    if not store.has(name):
+        store.add({name: (codec.channels, *codec.latent_size(store.config.size))}, fill)
+
+
+def predict_depth(
+    store: ClipStore,
+    perception: TinyPerception,
+    perception_hash: str,
+    cell_px: int,
+    report: Report,
+    device: str = "cpu",
+) -> None:
+    """Adds every frame's predicted depth (H, W) in metres to a store, once for the weights that made it.
+
+    It is cut free of its own scale error: every frame of a clip keeps the error of the clip's first frame, as a rollout
+    does whose chunks are aligned to its memory.
+    """
+    name, perception = depth_name(perception_hash), perception.to(device)
+    length, (height, width) = store.config.frames, store.config.size
+    unknown = torch.zeros(length, height // cell_px, width // cell_px, device=device)
+
+    def fill(out: np.ndarray) -> None:
+        rgb, true_depth, masks = (store.array(x) for x in ("rgb", "depth", "masks"))
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+            for i in range(len(out)):
+                cameras = store.cameras(np.full(length, i), np.arange(length)).to(device)
+                images = to_float(torch.from_numpy(np.array(rgb[i])).to(device))
+                depth = perception(images, cameras, unknown, 0.0).depth_m.cpu()
+                truth, solid = torch.from_numpy(true_depth[i].astype(np.float32)), torch.from_numpy(masks[i] == 0)
+                log_error = torch.where(solid, (depth / truth.clamp_min(1e-2)).log(), torch.nan)
+                bias = log_error.flatten(1).nanmedian(1).values.nan_to_num(0.0)
+                out[i] = (depth * (bias[0] - bias).exp()[:, None, None]).numpy()
+                report(i + 1, len(out))
+
+    if not store.has(name):
+        store.add({name: (height, width)}, fill)
+
+
+def walk_clips(store: ClipStore, model: WorldModel, denoiser_hash: str, count: int, chunk: int, report: Report) -> None:
+    """Adds walks of `model` along the first `count` clips, once for its denoiser: what a rollout holds of every frame.
+
+    Two arrays of `count` rows: image latents of the generated frames (the first frame is the true one) and the depth
+    seen in them, in metres. A denoiser that learns from them meets its own errors before its user does.
+    """
+    name, frames = walked_name(denoiser_hash), store.config.frames
+    count = min(count, len(store))
+
+    def fill(latents: np.ndarray, depth: np.ndarray) -> None:
+        rgb = store.array("rgb")
+        for i in range(count):
+            cameras = store.cameras(np.full(frames, i), np.arange(frames))
+            poses = cameras.world_from_camera.clone()
+            floor_y = float(-poses[0, 1, 3])  # a world's origin is its first camera, a clip's lies on its floor
+            poses[:, :3, 3] -= cameras.world_from_camera[0, :3, 3]
+            cameras = replace(cameras, world_from_camera=poses)
+            first, state = model.begin(SceneSpec(poses[0], cameras.intrinsics_px[0], floor_y, rgb[i, 0]), seed=i)
+            walk = [first]
+            for start in range(1, frames, chunk):
+                part, state = model.advance(state, cameras[start : start + chunk])
+                walk.append(part)
+            with torch.inference_mode(), model.precision():
+                seen = model.codec.encode(to_float(torch.cat([part.rgb for part in walk])))
+            latents[i] = seen.float().cpu().numpy()
+            depth[i] = torch.cat([part.depth_m for part in walk]).cpu().numpy()
+            report(i + 1, count)
+
+    if not store.has(f"{name}-depth"):
+        shapes = {name: (model.codec.channels, *model.latent_size), f"{name}-depth": store.config.size}
+        store.add(shapes, fill, rows=count)
