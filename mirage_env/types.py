@@ -130,3 +130,5 @@ class SceneSpec:
     """Which scene a simulated world builds; None where an image is given."""
     prompt: str | None = None
     """Words that accompany the image, for worlds that read them."""
+    depth_m: Float[np.ndarray, "H W"] | None = None
+    """z-depth of the image in metres, where it is known; not positive or not finite where it is not."""

@@ -153,6 +153,8 @@ class WorldModel:
             images = to_float(rgb)
             latents = self.codec.encode(images).float()
             seen = self.perception(images, camera, images.new_zeros(1, *self.latent_size), floor_y)
+        if scene.depth_m is not None:
+            seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
         memory = self.memory.empty(self.codec.channels, self.device)
         first, memory = self._remember(memory, latents, seen, camera)
         state = WorldState(memory, first, first, floor_y, seed, frame=0, drift=0.0)
@@ -226,6 +228,13 @@ class WorldModel:
     def stats(self, state: WorldState) -> dict[str, Any]:
         """What a world holds: points and bytes of its memory, and its drift score."""
         return {"memory_points": len(state.memory), "memory_bytes": state.memory.nbytes, "drift": state.drift}
+
+    def _given_depth(self, depth_m: Float[np.ndarray, "H W"]) -> Float[Tensor, "1 H W"]:
+        """Somebody's own depth of the first picture; NaN where they do not know it, and nothing is remembered there."""
+        known = np.isfinite(depth_m) & (depth_m > 0)
+        if not known.any():
+            raise InvalidValueError("the depth of the first picture is nowhere positive; give metres along the view")
+        return torch.from_numpy(np.where(known, depth_m, np.nan).astype(np.float32))[None].to(self.device)
 
     def _condition(self, state: WorldState, targets: Cameras, readout: Readout) -> ChunkCondition:
         """All that the denoiser is told; `readout` shows the memory to the history's and to every coming frame."""

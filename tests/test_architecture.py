@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mirage_env"
 
-BASE = {"errors", "resources", "types", "geometry", "config", "images", "weights"}
+BASE = {"errors", "resources", "types", "geometry", "config", "images", "cameras_io", "weights"}
 SIBLINGS = {"codec", "perception", "memory", "denoise"}
 WORLD = BASE | SIBLINGS | {"world_model"}
 ENVS = WORLD | {"simulator", "envs"}
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "geometry": {"errors", "types"},
     "config": {"errors", "resources"},
     "images": {"errors", "resources"},
+    "cameras_io": {"errors"},
     "weights": {"errors", "resources"},
     "contact_sheet": {"errors", "types"},
     "artefacts": {"errors", "resources", "types", "contact_sheet"},

@@ -62,6 +62,19 @@ def test_a_world_begins_with_its_picture_and_remembers_it(model):
     assert frames.depth_m.shape == (1, *SIZE) and bool(torch.isfinite(frames.depth_m).all())
 
 
+def test_somebodys_own_depth_of_the_picture_is_what_is_remembered(model):
+    depth_m = np.full(SIZE, 3.0, np.float32)
+    depth_m[:, : SIZE[1] // 2] = 0.0  # they do not know the left half
+    frames, state = model.begin(replace(scene(), depth_m=depth_m), seed=3)
+    known = torch.from_numpy(depth_m > 0)
+    assert bool((frames.depth_m[0][known] == 3.0).all()) and bool(frames.depth_m[0][~known].isnan().all())
+    points = state.memory.points
+    torch.testing.assert_close(points[:, 2], torch.full((len(points),), 3.0))
+    assert 0 < len(points) <= 4 * 3 and bool((points[:, 0] > 0).all())
+    with pytest.raises(InvalidValueError, match="nowhere positive"):
+        model.begin(replace(scene(), depth_m=np.zeros(SIZE, np.float32)), seed=3)
+
+
 def test_chunks_follow_each_other(model):
     _, state = model.begin(scene(), seed=3)
     points = len(state.memory)

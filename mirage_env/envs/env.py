@@ -151,10 +151,14 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """`SceneSpec.world_from_camera`: where `up` puts it."""
         return actions.world_from_camera([self.start])[0]
 
-    def lens(self, fov_deg: float | None = None) -> tuple[Float[Tensor, "3 3"], dict[str, Any]]:
-        """K for a picture whose own horizontal field of view may be known, and what `info` says of it."""
-        if self._intrinsics is not None:
-            intrinsics, source = self._intrinsics.clone(), "intrinsics"
+    def lens(self, fov_deg: float | None = None, given: Any = None) -> tuple[Float[Tensor, "3 3"], dict[str, Any]]:
+        """K for a picture whose own horizontal field of view may be known, and what `info` says of it.
+
+        `given` is a K (3, 3) in pixels for this episode alone.
+        """
+        own = self._intrinsics if given is None else _check_intrinsics(given)
+        if own is not None:
+            intrinsics, source = own.clone(), "intrinsics"
         else:
             known = ((self._fov_deg, "given"), (fov_deg, "picture"), (DEFAULT_FOV_DEG, "default"))
             degrees, source = next((degrees, source) for degrees, source in known if degrees is not None)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium.utils import EzPickle
 
 from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.world import SceneSpec
-from mirage_env.errors import ImageError, InvalidValueError, check_size
+from mirage_env.errors import ImageError, InvalidValueError, check_array, check_size
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -29,10 +30,11 @@ class MirageEnv(WalkEnv):
         device: where the model runs; "auto" is a GPU where there is one.
         **walk: everything else is shared by all worlds, see `WalkEnv`.
 
-    `reset(options={"image": ...})` begins one episode at another picture.
+    `reset(options={"image": ...})` begins one episode at another picture; `intrinsics` (K in pixels of `size`),
+    `prompt` and `depth` (H, W; metres along the view, 0 where unknown) may accompany it.
     """
 
-    reset_options = (*WalkEnv.reset_options, "image")
+    reset_options = (*WalkEnv.reset_options, "image", "intrinsics", "depth", "prompt")
 
     def __init__(
         self,
@@ -65,9 +67,17 @@ class MirageEnv(WalkEnv):
         else:
             drawn = self.pool[int(self.np_random.integers(len(self.pool)))] if source is None else source
             picture = load_image(drawn, self.world.size)
-        intrinsics_px, about = self.lens(picture.fov_deg)
+        intrinsics_px, about = self.lens(picture.fov_deg, options.get("intrinsics"))
+        depth_m = options.get("depth")
+        if depth_m is not None:
+            depth_m = check_array("depth", np.nan_to_num(depth_m, posinf=0.0, neginf=0.0), self.world.size)
         scene = SceneSpec(
-            self.first_camera(), intrinsics_px, self.camera_height_m, image=picture.rgb, prompt=self.prompt
+            self.first_camera(),
+            intrinsics_px,
+            self.camera_height_m,
+            image=picture.rgb,
+            prompt=options.get("prompt", self.prompt),
+            depth_m=depth_m,
         )
         return scene, {"image": picture.source, "image_sha256": picture.sha256, **about}
 

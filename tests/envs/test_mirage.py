@@ -135,7 +135,7 @@ def test_bad_pictures_fail_early_and_in_one_sentence(pictures: Path) -> None:
             gym.make("Mirage-v0", **{"size": SIZE, **kwargs})
     env = MirageEnv("coffee", size=SIZE)
     env.reset(seed=0)
-    with pytest.raises(UnknownNameError, match='unknown reset option "scene_seed"; known are image, world_from_camera'):
+    with pytest.raises(UnknownNameError, match='unknown reset option "scene_seed"; known are depth, image,'):
         env.reset(options={"scene_seed": 1})
 
 
@@ -175,3 +175,22 @@ def test_a_real_model_steps_restores_and_pickles(monkeypatch: pytest.MonkeyPatch
     assert data_equivalence(env.unwrapped.step(actions[4]), second[-1], exact=True)
     assert second[-1][3] is True and second[-1][4]["generated"] is True
     assert second[-1][4]["memory_points"] > 0 and second[-1][4]["memory_bytes"] > 0
+
+
+def test_a_lens_words_and_depth_may_come_with_the_picture(pictures: Path) -> None:
+    env = gym.make("Mirage-v0", images=str(pictures), size=SIZE, prompt="a kitchen").unwrapped
+    lens = np.array([[30.0, 0, 20], [0, 31, 16], [0, 0, 1]])
+    depth = np.full(SIZE, 2.5)
+    _, info = env.reset(seed=0, options={"intrinsics": lens, "prompt": "a hall", "depth": depth})
+    assert info["fov_source"] == "intrinsics"
+    scene = env.world.scenes[-1]
+    np.testing.assert_allclose(scene.intrinsics_px, lens)
+    np.testing.assert_array_equal(scene.depth_m, depth)
+    assert scene.prompt == "a hall"
+
+    _, info = env.reset(seed=0)
+    assert info["fov_source"] == "default"
+    assert (env.world.scenes[-1].prompt, env.world.scenes[-1].depth_m) == ("a kitchen", None)
+    for bad in ("intrinsics", "depth"):
+        with pytest.raises(InvalidValueError, match=f"{bad} must have shape"):
+            env.reset(seed=0, options={bad: np.ones((4, 4))})
