@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mirage_env.denoise.refiner import WarpRefiner
 from mirage_env.denoise.transformer import MemoryTransformer
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.projection import camera_rays
@@ -38,6 +39,9 @@ class DenoiserConfig:
     """`residual`: mean square error of the warp in normalised latents; see `Denoiser._guess`."""
     trust_cells: float = 0.1
     """`residual`: a token read less than this far from where it was written is changed less, at 0 not at all."""
+    refiner_width: int = 0
+    """`residual`: channels of the network that refines the warp before all else; 0 leaves the warp as it is."""
+    refiner_blocks: int = 3
     extra_readout: bool = True
     """Also show where inside its cell a point fell and how far it is; the paper shows the mask alone."""
     rays: bool = True
@@ -52,6 +56,11 @@ class DenoiserConfig:
             raise InvalidValueError("channels, heads, head_dim, layers and patch_size of the denoiser must be positive")
         if self.trust_cells <= 0:
             raise InvalidValueError(f"trust_cells must be above 0, got {self.trust_cells}")
+        if self.refiner_width < 0 or self.refiner_width % 8 or self.refiner_blocks < 1:
+            raise InvalidValueError(
+                f"refiner_width must be 0 or a multiple of 8 and refiner_blocks positive, got {self.refiner_width} and "
+                f"{self.refiner_blocks}"
+            )
         if min(self.preceding, self.references) < 0:
             raise InvalidValueError("preceding and references of the denoiser must not be negative")
 
@@ -166,6 +175,20 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = config.build() if transformer is None else transformer
+        self.refiner = (
+            WarpRefiner(config.channels, READOUT_CHANNELS, config.refiner_width, config.refiner_blocks)
+            if config.refiner_width
+            else None
+        )
+
+    def refined(self, condition: ChunkCondition) -> ChunkCondition:
+        """The condition with a better warp: done once a chunk, before its first `clean`."""
+        if self.refiner is None:
+            return condition
+        warp, extra = condition.base, condition.readout_extra[:, condition.noisy[condition.references :]]
+        clean = condition.clean.clone()
+        clean[:, condition.noisy] = warp + self._doubt(condition) * self.refiner(warp, extra)
+        return replace(condition, clean=clean)
 
     def clean(
         self, sample: Float[Tensor, "b n c h w"], sigma: Float[Tensor, " b"], condition: ChunkCondition

@@ -37,7 +37,7 @@ def sample(
     denoiser: Denoiser, condition: ChunkCondition, noise: Float[Tensor, "b n c h w"], config: SamplerConfig
 ) -> Float[Tensor, "b n c h w"]:
     """Clean latents of the condition's target frames; overlap, preceding and reference frames stay as they are."""
-    scheduler, x = config.scheduler(), noise
+    scheduler, x, condition = config.scheduler(), noise, denoiser.refined(condition)
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         clean = denoiser.clean(x, sigma.to(x).expand(len(x)), condition)
         x = scheduler.step((x - clean) / sigma, timestep, x, return_dict=False)[0]

@@ -1,6 +1,7 @@
 """The whole way from nothing to the weights of a preset.
 
-render, codec, perception, latents, denoiser; then the denoiser walks by itself and is fine-tuned on its own walks.
+render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
+and is fine-tuned on its own walks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mirage_env.training.world import WorldLossConfig, WorldStage
 from mirage_env.weights import load_weights
 from mirage_env.world_model import Preset, WorldModel
 
-STAGES = ("render", "codec", "perception", "latents", "denoiser", "walks", "finetune")
+STAGES = ("render", "codec", "perception", "latents", "refiner", "denoiser", "walks", "finetune")
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
 
@@ -69,6 +70,7 @@ class Recipe:
     stores: tuple[ClipConfig, ...]
     codec: CodecTraining
     perception: PerceptionTraining
+    refiner: WorldTraining
     denoiser: WorldTraining
     finetune: WalkTraining
     photo_crops: int = 60
@@ -100,8 +102,8 @@ def run_stage(
     """Runs one stage in `folder`, going on where it was cut off; True when it is whole.
 
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
-    The trained weights lie in `folder` as codec.safetensors, perception.safetensors, denoiser.safetensors and, the
-    better denoiser, finetune.safetensors.
+    The trained weights lie in `folder` as codec.safetensors, perception.safetensors and, each a whole denoiser and
+    better than the one before, refiner.safetensors, denoiser.safetensors and finetune.safetensors.
     """
     if stage not in STAGES:
         raise UnknownNameError("training stage", stage, STAGES)
@@ -125,7 +127,7 @@ def run_stage(
     if stage == "walks":
         codec, _ = _codec(preset, folder)
         perception, _ = _perception(preset, folder)
-        denoiser, denoiser_hash = _denoiser(preset, folder)
+        denoiser, denoiser_hash = _denoiser(preset, folder / "denoiser.safetensors")
         for store in stores:
             model = WorldModel(preset, codec, perception, denoiser, store.config.size, device)
             walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
@@ -142,10 +144,11 @@ def run_stage(
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
-        walked_by = _denoiser(preset, folder) if stage == "finetune" else None
+        before = {"refiner": None, "denoiser": "refiner", "finetune": "denoiser"}[stage]
+        start, start_hash = (None, None) if before is None else _denoiser(preset, folder / f"{before}.safetensors")
         job = WorldStage(
-            preset.denoiser, training.loss, preset.memory, stores, codec, codec_hash, perception_hash,
-            device=device, walked_by=walked_by,
+            preset.denoiser, training.loss, preset.memory, stores, codec, codec_hash, perception_hash, device=device,
+            name=stage, start=start, walked_by=start_hash if stage == "finetune" else None,
         )  # fmt: skip
     return train(job, loop, folder, device, stop_after_s, lambda step, values: report(step, loop.steps, values))
 
@@ -164,10 +167,9 @@ def _perception(preset: Preset, folder: Path) -> tuple[TinyPerception, str]:
     return perception, sha256_of(path)
 
 
-def _denoiser(preset: Preset, folder: Path) -> tuple[Denoiser, str]:
-    path = folder / "denoiser.safetensors"
+def _denoiser(preset: Preset, path: Path) -> tuple[Denoiser, str]:
     denoiser = Denoiser(preset.denoiser).eval()
-    load_weights(path, denoiser, "denoiser", codec_hash=sha256_of(folder / "codec.safetensors"))
+    load_weights(path, denoiser, "denoiser", codec_hash=sha256_of(path.parent / "codec.safetensors"))
     return denoiser, sha256_of(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from mirage_env.codec.wan import WanCodec, to_float
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
 from mirage_env.denoise.sampler import SamplerConfig, sample
+from mirage_env.errors import InvalidValueError
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
 from mirage_env.memory.recall import recall
@@ -59,7 +61,7 @@ class _Rollout:
 class WorldStage(Stage):
     """Trains on all clips of the stores but the last `held_out` of each, which validate."""
 
-    name = "denoiser"
+    model: Denoiser
 
     def __init__(
         self,
@@ -72,18 +74,23 @@ class WorldStage(Stage):
         perception_hash: str,
         held_out: int = 32,
         device: str = "cpu",
-        walked_by: tuple[Denoiser, str] | None = None,
+        name: Literal["refiner", "denoiser", "finetune"] = "denoiser",
+        start: Denoiser | None = None,
+        walked_by: str | None = None,
     ):
-        """`walked_by` is an earlier model and its file's hash: training goes on from it, on its walks, too."""
-        if walked_by is not None:
-            self.name = "finetune"
-        self.model: Denoiser = (Denoiser(config) if walked_by is None else walked_by[0]).to(device)
+        """Stage "refiner" trains that part alone. `start` is the model to go on from; `walked_by` is the hash of the
+        one whose walks of the clips are learned from, too."""
+        self.name, self.model = name, (start or Denoiser(config)).to(device)
+        if name == "refiner":
+            if self.model.refiner is None:
+                raise InvalidValueError("this denoiser has no refiner to train; set refiner_width or skip the stage")
+            self.model.transformer.requires_grad_(False)
         self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
         self.memory, self.codec, self.codec_hash = LatentMemory(memory), codec.eval(), codec_hash
         self.depth_name = depth_name(perception_hash)
         self.metric = pixel_metric(self.codec, torch.from_numpy(np.array(stores[0].array("rgb")[:8, 0]))).to(device)
         self.latents = [store.array(latents_name(codec_hash)) for store in stores]
-        self.walks = None if walked_by is None else walked_name(walked_by[1])
+        self.walks = None if walked_by is None else walked_name(walked_by)
 
     def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         rng = np.random.default_rng(generator.initial_seed())
@@ -98,6 +105,11 @@ class WorldStage(Stage):
         self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"]], generator: torch.Generator
     ) -> dict[str, Tensor]:
         condition, clean = batch
+        warp_error = self.weighed(condition.base - clean).mean()
+        condition = self.model.refined(condition)
+        refined_error = self.weighed(condition.base - clean).mean()
+        if self.name == "refiner":
+            return {"loss": refined_error, "warp_error": warp_error}
         sigma = torch.sigmoid(torch.randn(len(clean), generator=generator, device=self.device))
         pure = torch.rand(len(clean), generator=generator, device=self.device) < self.loss.pure_noise
         sigma = torch.where(pure, 1.0, sigma)
@@ -106,9 +118,11 @@ class WorldStage(Stage):
         prediction = self.model.clean((1 - level) * clean + level * noise, sigma, condition)
         error = self.weighed(prediction - clean)
         return {
-            "loss": error.mean(),  # not over sigma^2: few-step sampling lives at high noise
+            # not over sigma^2: few-step sampling lives at high noise
+            "loss": error.mean() + (0.5 * refined_error if self.model.refiner is not None else 0.0),
             "clean_error": error[pure].mean().detach() if bool(pure.any()) else error.mean().detach(),
-            "warp_error": self.weighed(condition.base - clean).mean(),
+            "refined_error": refined_error.detach(),
+            "warp_error": warp_error,
         }
 
     def chunks(
@@ -187,6 +201,7 @@ class WorldStage(Stage):
             candidates = {
                 "codec": clean,
                 "warp": condition.base,
+                "refined": self.model.refined(condition).base,
                 "repeat": condition.clean[:, condition.references, None].expand_as(clean),
                 "steps1": sample(self.model, condition, noise, SamplerConfig(1)),
                 "steps2": sample(self.model, condition, noise, SamplerConfig(2)),

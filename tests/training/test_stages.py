@@ -125,6 +125,20 @@ def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
     assert float(condition.readout_extra[:, 1:3, 0, 2:].mean()) > 0.5
 
 
+def test_the_refiner_trains_alone_and_its_file_is_a_whole_denoiser(trained, store):
+    folder, codec, codec_hash = trained
+    config = replace(DENOISER, refiner_width=8, refiner_blocks=1)
+    loss = WorldLossConfig(batch=2, chunks=(2,), keyframe_stride=2)
+    stage = WorldStage(config, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2, name="refiner")
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    assert train(stage, LOOP, folder)
+    changed = {name for name, value in stage.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("refiner.") for name in changed)
+    load_weights(folder / "refiner.safetensors", Denoiser(config), "denoiser", codec_hash=codec_hash)
+    with pytest.raises(InvalidValueError, match="has no refiner to train"):
+        WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2, name="refiner")
+
+
 def test_a_model_walks_the_clips_and_learns_from_it(trained, store):
     folder, codec, codec_hash = trained
     perception, denoiser = TinyPerception(PERCEPTION), Denoiser(DENOISER)
@@ -140,8 +154,8 @@ def test_a_model_walks_the_clips_and_learns_from_it(trained, store):
     assert np.abs(walked[:, 3] - latents[:2, 3]).max() > 0.05
 
     loss = WorldLossConfig(batch=2, chunks=(2,), keyframe_stride=2, walked=1.0, history_noise=0.0)
-    earlier = (Denoiser(DENOISER), "d" * 64)
-    stage = WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2, walked_by=earlier)
+    told = {"held_out": 2, "name": "finetune", "start": Denoiser(DENOISER), "walked_by": "d" * 64}
+    stage = WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, **told)
     condition, clean = stage.chunks(0, np.array([1, 3]), overlap=3, n=2, rng=np.random.default_rng(0))
     overlap = torch.from_numpy(walked[[1, 1], 3].astype(np.float32))  # clip 3 was not walked: clip 1 stands in
     torch.testing.assert_close(condition.clean[:, condition.references], overlap)
