@@ -5,11 +5,12 @@ image -> codec.encode -> memory.write -> memory.read -> denoise -> codec.decode 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError, check_array, check_count, check_number, check_size
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
+from mirage_env.lockstep import in_step
 from mirage_env.memory.alignment import align_log_scale
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
@@ -33,7 +35,10 @@ from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.weights import load_weights
 
 Part = TypeVar("Part", bound=nn.Module)
+T = TypeVar("T")
 _PARTS = ("codec", "perception", "denoiser")
+_PIXELS_AT_ONCE = 1 << 17
+"""How much of several worlds goes through a network at once, on a CPU: more does not fit its cache and costs more."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,17 @@ class WorldState:
     """Mean distance, in latent units, between the last chunk and what the memory had shown it; 0 is none."""
 
 
+class Ask(NamedTuple):
+    """One pass of a network that a world needs before it can go on."""
+
+    part: Literal["encode", "decode", "denoise", "see"]
+    inputs: tuple[Any, ...]
+
+
+Work = Generator[Ask, Any, T]
+"""Something that a world does, up to its result, written as if the world were alone."""
+
+
 class WorldModel:
     """The parts of Mirage and the order in which a chunk passes through them. Holds weights, never a world's state."""
 
@@ -127,17 +143,57 @@ class WorldModel:
         self.memory = LatentMemory(preset.memory)
         self.weights = weights or {}
         """sha256 of every part's file; empty for parts that were not loaded from one."""
+        self._parts: dict[str, Callable[..., Any]] = {
+            "encode": lambda images: self.codec.encode(images).float(),
+            "decode": lambda latents, overlap: to_uint8(self.codec.decode_after(overlap, latents)),
+            "denoise": lambda noise, condition: sample(self.denoiser, condition, noise, self.preset.sampler),
+            "see": lambda *inputs: self.perception(*inputs),
+        }
+        self._alike: dict[Any, bool] = {}
 
     @property
     def temporal_stride(self) -> int:
         return self.codec.temporal_stride
 
-    @torch.inference_mode()
     def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, WorldState]:
         """The given picture as the first frame, and a world that remembers it.
 
         Raises `InvalidValueError` where the picture is missing or not of the model's size.
         """
+        return self.begin_many([scene], [seed])[0]
+
+    def advance(self, state: WorldState, cameras: Cameras) -> tuple[Frames, WorldState]:
+        """One chunk (Algorithm 1): `temporal_stride` frames a latent frame, at the given pixel-resolution cameras.
+
+        Raises `InvalidValueError` where the number of cameras is not a positive multiple of `temporal_stride`, their
+        size is not the model's, or a pose is not rigid.
+        """
+        return self.advance_many([state], [cameras])[0]
+
+    def draft(self, state: WorldState, cameras: Cameras) -> Frames:
+        """What the memory alone shows to the cameras, decoded as it is; holes are filled from the last frame."""
+        return self.draft_many([state], [cameras])[0]
+
+    # Many worlds at once, of any histories and numbers of cameras. With `exact` every world gets the numbers that it
+    # would get alone, to the bit; without, they may differ by the order of sums.
+
+    def begin_many(
+        self, scenes: Sequence[SceneSpec], seeds: Sequence[int], exact: bool = True
+    ) -> list[tuple[Frames, WorldState]]:
+        """See `begin`."""
+        return self._together([self._begin(*one) for one in zip(scenes, seeds, strict=True)], exact)
+
+    def advance_many(
+        self, states: Sequence[WorldState], cameras: Sequence[Cameras], exact: bool = True
+    ) -> list[tuple[Frames, WorldState]]:
+        """See `advance`."""
+        return self._together([self._advance(*one) for one in zip(states, cameras, strict=True)], exact)
+
+    def draft_many(self, states: Sequence[WorldState], cameras: Sequence[Cameras], exact: bool = True) -> list[Frames]:
+        """See `draft`."""
+        return self._together([self._draft(*one) for one in zip(states, cameras, strict=True)], exact)
+
+    def _begin(self, scene: SceneSpec, seed: int) -> Work[tuple[Frames, WorldState]]:
         if scene.image is None:
             raise InvalidValueError("a generated world begins with a picture, got none; pass image=")
         if scene.image.shape != (*self.size, 3):
@@ -149,10 +205,9 @@ class WorldModel:
         camera = check_cameras(camera).to(self.device)
         rgb = torch.from_numpy(np.array(scene.image))[None].to(self.device)
         floor_y = float(scene.camera_height_m)
-        with self.precision():
-            images = to_float(rgb)
-            latents = self.codec.encode(images).float()
-            seen = self.perception(images, camera, images.new_zeros(1, *self.latent_size), floor_y)
+        images = to_float(rgb)
+        latents = yield Ask("encode", (images,))
+        seen = yield Ask("see", (images, camera, images.new_zeros(1, *self.latent_size), floor_y))
         if scene.depth_m is not None:
             seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
         memory = self.memory.empty(self.codec.channels, self.device)
@@ -161,13 +216,7 @@ class WorldModel:
         remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
 
-    @torch.inference_mode()
-    def advance(self, state: WorldState, cameras: Cameras) -> tuple[Frames, WorldState]:
-        """One chunk (Algorithm 1): `temporal_stride` frames a latent frame, at the given pixel-resolution cameras.
-
-        Raises `InvalidValueError` where the number of cameras is not a positive multiple of `temporal_stride`, their
-        size is not the model's, or a pose is not rigid.
-        """
+    def _advance(self, state: WorldState, cameras: Cameras) -> Work[tuple[Frames, WorldState]]:
         cameras = self._checked(cameras)
         stride = self.temporal_stride
         grid = cameras.resized(self.latent_size)
@@ -176,22 +225,18 @@ class WorldModel:
         readout = self.memory.read(state.memory, Cameras.cat([past, grid]))  # one projection serves the whole chunk
         shown = readout[len(past) :]
         condition = self._condition(state, targets, readout)
-        with self.precision():
-            latents = sample(self.denoiser, condition, self._noise(state, condition), self.preset.sampler)
-            images = self.codec.decode_after(state.history.latents[-1:][None], latents)[0]
+        latents = yield Ask("denoise", (self._noise(state, condition), condition))
+        rgb = (yield Ask("decode", (latents, state.history.latents[-1:][None])))[0]
         latents = latents[0].float()
-        rgb = to_uint8(images)
         images = to_float(rgb)  # what an observer gets is what is seen and remembered
 
-        with self.precision():
-            seen = self.perception(images, cameras, shown.depth_m, state.floor_y)
+        seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
 
         keys = torch.arange(len(targets) - 1, -1, -self.preset.keyframe_stride, device=self.device).flip(0)
         pixels = keys * stride + stride - 1
-        with self.precision():
-            clean = self.codec.encode(images[pixels]).float()
+        clean = yield Ask("encode", (images[pixels],))
         chosen = Perceived(seen.depth_m[pixels], seen.sky[pixels], seen.dynamic[pixels])
         written, memory = self._remember(state.memory, clean, chosen, cameras[pixels])
 
@@ -210,20 +255,63 @@ class WorldModel:
         )
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, shown.visible, cameras), after
 
-    @torch.inference_mode()
-    def draft(self, state: WorldState, cameras: Cameras) -> Frames:
-        """What the memory alone shows to the cameras, decoded as it is; holes are filled from the last frame."""
+    def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)
         shown = self.memory.read(state.memory, cameras.resized(self.latent_size))
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
-        with self.precision():
-            rgb = to_uint8(self.codec.decode(latents[:, None])[:, 0])
+        rgb = (yield Ask("decode", (latents[:, None], last.expand(len(latents), 1, -1, -1, -1))))[:, 0]
         far = torch.nan_to_num(state.keyframes.depth_m[-1], nan=self.perception.config.max_depth_m)
         depth = torch.where(shown.visible, shown.depth_m, far)
         depth = F.interpolate(depth[:, None], size=self.size, mode="nearest")[:, 0]
         nothing = torch.zeros_like(depth, dtype=torch.bool)
         return Frames(rgb, depth, nothing, nothing, shown.visible, cameras)
+
+    @torch.inference_mode()
+    def _together(self, works: list[Work[T]], exact: bool) -> list[T]:
+        return in_step(works, lambda asks: self._answer(asks, exact))
+
+    def _answer(self, asks: list[Ask], exact: bool) -> list[Any]:
+        """Every ask's reply; those for the same network with inputs of equal shapes go through it together."""
+        alike: dict[Any, list[int]] = {}
+        for index, ask in enumerate(asks):
+            alike.setdefault((ask.part, *(_shape(value) for value in ask.inputs)), []).append(index)
+        replies: list[Any] = [None] * len(asks)
+        with self.precision():
+            for key, members in alike.items():
+                most = len(members)
+                if self.device.type == "cpu":  # the first input leads with its frames: (..., channels, height, width)
+                    most = max(1, _PIXELS_AT_ONCE // (math.prod(key[1][:-3]) * math.prod(self.size)))
+                for start in range(0, len(members), most):
+                    group = members[start : start + most]
+                    passes = self._passes(key, [asks[index].inputs for index in group], exact)
+                    for index, reply in zip(group, passes, strict=True):
+                        replies[index] = reply
+        return replies
+
+    def _passes(self, key: tuple[Any, ...], inputs: list[tuple[Any, ...]], exact: bool) -> list[Any]:
+        """The network's outputs, from one pass where that is allowed.
+
+        Whether a kernel sums alike in a batch and alone depends on the machine, the shapes and the threads. So `exact`
+        compares the two when it first meets a case, and where they differ leaves that case to one pass a world.
+        """
+        part = self._parts[key[0]]
+
+        def alone() -> list[Any]:
+            return [part(*one) for one in inputs]
+
+        def batched() -> list[Any]:
+            return _split(part(*map(_joined, zip(*inputs, strict=True))), len(inputs))
+
+        if len(inputs) == 1 or (key[0] == "see" and not self.perception.frames_alone):
+            return alone()
+        case = (key, len(inputs), torch.get_num_threads())
+        if not exact or self._alike.get(case):
+            return batched()
+        replies = alone()
+        if case not in self._alike:
+            self._alike[case] = all(map(_equal, replies, batched()))
+        return replies
 
     def stats(self, state: WorldState) -> dict[str, Any]:
         """What a world holds: points and bytes of its memory, and its drift score."""
@@ -280,6 +368,38 @@ class WorldModel:
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+
+def _shape(value: Any) -> Any:
+    """What must agree for two worlds' values to be joined."""
+    if isinstance(value, ChunkCondition):
+        return tuple(value.clean.shape), value.references
+    return tuple(value.shape) if isinstance(value, Tensor) else len(value) if isinstance(value, Cameras) else None
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """The values of several worlds, of equal shapes, as those of one larger world."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    if isinstance(first, Cameras):
+        return Cameras.cat(values)
+    if isinstance(first, ChunkCondition):
+        return ChunkCondition.cat(list(values))
+    return torch.tensor(values)
+
+
+def _split(output: Tensor | Perceived, worlds: int) -> list[Any]:
+    if isinstance(output, Tensor):
+        return list(output.chunk(worlds))
+    parts = [getattr(output, f.name).chunk(worlds) for f in fields(output)]
+    return [Perceived(*part) for part in zip(*parts, strict=True)]
+
+
+def _equal(one: Tensor | Perceived, other: Tensor | Perceived) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -164,3 +164,69 @@ def test_size_that_the_patches_do_not_divide_names_the_nearest(model):
 def test_generate_tells_bad_arguments_before_any_work(changes, message):
     with pytest.raises(InvalidValueError, match=message):
         generate("room", np.eye(4)[None], **changes)
+
+
+def assert_equal(one: object, other: object) -> None:
+    """Bit for bit, through dataclasses and tuples."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one.nan_to_num(-7.0), other.nan_to_num(-7.0))
+    elif is_dataclass(one):
+        for field in fields(one):
+            assert_equal(getattr(one, field.name), getattr(other, field.name))
+    elif isinstance(one, tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_worlds_with_different_pasts_advance_together_as_alone(exact: bool) -> None:
+    model = build(max_keyframes=3)
+    scenes, seeds = [scene(seed) for seed in (0, 0, 1, 2, 3)], [5, 6, 5, 5, 5]
+    begun = [model.begin(*one) for one in zip(scenes, seeds, strict=True)]
+    for one, other in zip(begun, model.begin_many(scenes, seeds, exact), strict=True):
+        assert_equal(one[0].rgb, other[0].rgb)
+        if exact:
+            assert_equal(one, other)
+    states = [state for _, state in begun]
+    for counts in ([1, 1, 1, 1, 1], [2, 1, 2, 2, 3], [2, 2, 2, 2, 2]):
+        cameras = [path(count, start=states[i].frame + i) for i, count in enumerate(counts)]
+        alone = [model.advance(*one) for one in zip(states, cameras, strict=True)]
+        for _ in range(2):  # the first time both ways are compared, the second time the answer is known
+            together = model.advance_many(states, cameras, exact)
+            for (frames, state), (many_frames, many_state) in zip(alone, together, strict=True):
+                torch.testing.assert_close(many_frames.depth_m, frames.depth_m, rtol=0.05, atol=0.01)
+                if exact:
+                    assert_equal((frames.rgb, frames.depth_m), (many_frames.rgb, many_frames.depth_m))
+                    assert_equal(state, many_state)
+        states = [state for _, state in alone]
+        drafts = model.draft_many(states, cameras, exact)
+        for state, camera, draft in zip(states, cameras, drafts, strict=True):
+            assert_equal(model.draft(state, camera).rgb, draft.rgb)
+
+
+def test_a_network_that_depends_on_its_company_is_asked_world_by_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    alone = [model.begin(scene(seed), 0)[1] for seed in range(3)]
+    asked: list[int] = []
+    encode = model.codec.encode
+
+    def spoilt(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return encode(images) + len(images) - 1
+
+    monkeypatch.setattr(model.codec, "encode", spoilt)
+    for expected in ([1, 1, 1, 3], [1, 1, 1]):
+        for state, (_, many) in zip(alone, model.begin_many([scene(s) for s in range(3)], [0] * 3), strict=True):
+            assert_equal(state, many)
+        assert asked == expected
+        asked.clear()
+    assert len(model.begin_many([scene(s) for s in range(3)], [0] * 3, exact=False)) == 3 and asked == [3]
+
+
+def test_one_bad_path_among_many_changes_nothing() -> None:
+    model = build()
+    state = model.begin(scene(), 0)[1]
+    with pytest.raises(InvalidValueError, match="positive multiple of 1 cameras, got 0"):
+        model.advance_many([state, state], [path(1), path(0)])

@@ -36,14 +36,20 @@ class Perceived:
 class Perception(Protocol):
     """Anything that sees depth, sky and moving things in pictures."""
 
+    frames_alone: bool
+    """Whether every picture is seen by itself, so that pictures of several worlds can be seen at once."""
+
     def __call__(
         self,
         images: Float[Tensor, "T 3 H W"],
         cameras: Cameras,
         memory_depth_m: Float[Tensor, "T h w"],
-        floor_y: float,
+        floor_y: float | Float[Tensor, " worlds"],
     ) -> Perceived:
-        """`images` in [-1, 1]; `memory_depth_m` is the memory's readout, 0 for nothing; the floor is y = `floor_y`."""
+        """`images` in [-1, 1]; `memory_depth_m` is the memory's readout, 0 for nothing; the floor is y = `floor_y`.
+
+        With several floors, each is that of T / worlds frames in turn; only asked of eyes that see `frames_alone`.
+        """
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class _Block(nn.Module):
 
 class TinyPerception(nn.Module):
     """Implements `Perception`; sides must be multiples of `2 ** len(widths)`."""
+
+    frames_alone = True
 
     def __init__(self, config: PerceptionConfig):
         super().__init__()
@@ -114,8 +122,10 @@ class TinyPerception(nn.Module):
         images: Float[Tensor, "T 3 H W"],
         cameras: Cameras,
         memory_depth_m: Float[Tensor, "T h w"],
-        floor_y: float,
+        floor_y: float | Float[Tensor, " worlds"],
     ) -> Perceived:
+        if isinstance(floor_y, Tensor):
+            floor_y = floor_y.repeat_interleave(len(images) // len(floor_y)).to(images.device)
         with torch.autocast(images.device.type, enabled=False):  # geometry needs full precision
             inputs = perception_inputs(images, cameras, memory_depth_m, floor_y)
         log_depth, sky, dynamic = self.logits(inputs).unbind(1)
