@@ -116,7 +116,7 @@ def test_import_is_light_and_registers() -> None:
     loaded = run(f"import sys, mirage_env; print([m for m in '{heavy}'.split() if m in sys.modules])")
     assert loaded == "[]"
     assert run("import mirage_env, gymnasium; print(sorted(n for n in gymnasium.registry if 'Mirage' in n))") == str(
-        ["Mirage-v0", "MirageSim-v0"]
+        ["Mirage-v0", "MirageSim-v0", "MirageTwin-v0"]
     )
 
 

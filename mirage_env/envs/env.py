@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from mirage_env.envs import actions, observations, tasks
 from mirage_env.envs.actions import Pose
+from mirage_env.envs.floor_plan import FloorPlan
+from mirage_env.envs.map_view import beside, draw_map
 from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
 from mirage_env.envs.untaken import Untaken
 from mirage_env.envs.world import SceneSpec, World
@@ -25,6 +28,10 @@ from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics
 from mirage_env.types import Cameras, Frames
 
 FEEDBACK_MODES = ("draft", "hold")
+STOPPED = 0.1
+"""An action that asks for less than this share of a full one, in everything, asks to stop."""
+TRAIL = 1000
+"""How many of the last positions the map shows as the path."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Episode:
     steps: int = 0
     collisions: int = 0
     over: bool = False
+    trail: tuple[tuple[float, float], ...] = ()
+    """The last `TRAIL` places (x, z) of the body, the one now included."""
 
 
 class WalkEnv(gym.Env[Any, Any], EzPickle):
@@ -73,6 +82,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         collision: "slide", "stop" or "none", for a body of 0.2 m radius.
         max_episode_steps: truncate after so many steps; None never does.
         render_mode: "rgb_array" or "depth_array" (float32 metres); Gymnasium adds "human" and lists.
+        render_map: put the map beside the picture of "rgb_array": what is known to be free and solid, the path, the
+            camera and the goal.
 
     Raises:
         UnknownNameError, InvalidValueError: in one sentence, for arguments that make no sense.
@@ -102,6 +113,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         collision: str = "slide",
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
+        render_map: bool = False,
     ):
         for what, name, known in (
             ("collision mode", collision, COLLISION_MODES),
@@ -121,7 +133,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             raise InvalidValueError('the observation "goal" needs a task with a goal; this task has none')
 
         self.action_mode, self.feedback, self.collision = action_mode, feedback, collision
-        self.render_mode = render_mode
+        self.render_mode, self.render_map = render_mode, render_map
         self.step_m = check_number("step_m", step_m, 0.0, 10.0)
         self.turn_rad = math.radians(check_number("turn_deg", turn_deg, 0.0, 90.0))
         self.camera_height_m = check_number("camera_height_m", camera_height_m, 0.05, 100.0)
@@ -170,15 +182,28 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """How far the body gets on its level way to `target` (x, z), by the map of what was generated."""
         return episode.occupancy.move((episode.pose.x, episode.pose.z), target, self.collision)
 
+    def plan(self, episode: Episode) -> FloorPlan:
+        """Where the body can go: by the map, and through what is unknown."""
+        return episode.occupancy.plan(through_unknown=True)
+
+    def evidence(self, frames: Frames, state: Any) -> Frames:
+        """What map and task are shown of the frames that the world just generated, and its state after them."""
+        return frames
+
+    def pictures(self, episode: Episode) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """What `render` shows side by side."""
+        return [episode.shown.rgb[-1].numpy().copy()]
+
     # ---- Gymnasium --------------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode; `options["world_from_camera"]` (4, 4) starts it at another pose of the same scene."""
         super().reset(seed=seed)
         options = options or {}
+        known = (*self.reset_options, *getattr(self.task, "reset_options", ()))
         for name in options:
-            if name not in self.reset_options:
-                raise UnknownNameError("reset option", name, self.reset_options)
+            if name not in known:
+                raise UnknownNameError("reset option", name, known)
         scene, about = self.scene(options)
         start = options.get("world_from_camera")
         if start is not None:
@@ -191,12 +216,14 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         frames = _on_cpu(frames)
         self._untaken.begin_episode()
         self._untaken.keep(frames)
-        occupancy = Occupancy.empty(scene.camera_height_m).seen(frames)
+        seen = self.evidence(frames, state)
+        occupancy = Occupancy.empty(scene.camera_height_m).seen(seen)
         episode = Episode(scene, about, state, self.start, (), frames[-1:], occupancy, task=None)
         if start is not None:
             way = (start,) * self.world.temporal_stride
-            episode, frames = self._generated(replace(episode, pose=start, pending=(way,)))
-        moment = _moment(episode, episode, None, frames)
+            episode, seen = self._generated(replace(episode, pose=start, pending=(way,)))
+        episode = replace(episode, trail=((episode.pose.x, episode.pose.z),))
+        moment = self._moment(episode, episode, None, seen, options)
         self._episode = replace(episode, task=self.task.begin(moment, self.np_random))
         return self._observe(self._episode, moment), self._info(self._episode, moment, {})
 
@@ -212,6 +239,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             pending=(*before.pending, actions.between(before.pose, reached, self.world.temporal_stride)),
             steps=before.steps + 1,
             collisions=before.collisions + (reached != wanted),
+            trail=(*before.trail[1 - TRAIL :], (reached.x, reached.z)),
         )
 
         truncated = self.max_episode_steps is not None and episode.steps >= self.max_episode_steps
@@ -229,14 +257,16 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         return self._observe(self._episode, moment), float(verdict.reward), terminated, truncated, info
 
     def render(self) -> Any:
-        """The frame on show: uint8 (H, W, 3), or float32 (H, W) metres of depth; None without a render mode."""
+        """The frame on show: uint8 (H, W, 3), the map beside it with `render_map`, or float32 (H, W) metres of depth;
+        None without a render mode."""
         if self.render_mode is None:
             gym.logger.warn('render() needs a render mode; make the environment with render_mode="rgb_array"')
             return None
-        shown = self._begun("render").shown
-        if self.render_mode == "rgb_array":
-            return shown.rgb[-1].numpy().copy()
-        return observations.depth_m(shown, self.depth_range_m)
+        episode = self._begun("render")
+        if self.render_mode == "depth_array":
+            return observations.depth_m(episode.shown, self.depth_range_m)
+        pictures = self.pictures(episode)
+        return beside(pictures, self._drawn_map(episode)) if self.render_map else np.concatenate(pictures, axis=1)
 
     def close(self) -> None:
         """Drops the episode and all that was kept; only `reset` works from here."""
@@ -255,6 +285,12 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     def pose(self) -> Pose:
         """Where the camera is."""
         return self._begun("pose").pose
+
+    @property
+    def goal(self) -> tuple[float, float] | None:
+        """World (x, z) of the task's goal in metres; None for a task without one."""
+        place = getattr(self.task, "place", None)
+        return place(self._begun("goal").task) if place else None
 
     def top_down_map(self) -> UInt8[np.ndarray, "Z X"]:
         """See `Occupancy.top_down_map`."""
@@ -308,19 +344,29 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         lowest = max(episode.pose.y, episode.scene.camera_height_m - BODY_M[0])
         return wanted._replace(x=x, y=min(wanted.y, lowest), z=z)
 
+    def _drawn_map(self, episode: Episode) -> UInt8[np.ndarray, "S S 3"]:
+        focal, width = float(episode.scene.intrinsics_px[0, 0]), self.world.size[1]
+        return draw_map(
+            episode.occupancy.top_down_map(),
+            (episode.pose.x, episode.pose.z, episode.pose.yaw),
+            fov_rad=2 * math.atan(0.5 * width / focal),
+            trail=episode.trail,
+            goal=self.goal,
+        )
+
     def _cameras(self, episode: Episode, poses: Sequence[Pose]) -> Cameras:
         intrinsics = episode.scene.intrinsics_px.expand(len(poses), 3, 3)
         return Cameras(actions.world_from_camera(poses), intrinsics, self.world.size)
 
     def _generated(self, episode: Episode) -> tuple[Episode, Frames]:
-        """The episode with nothing pending, and the frames that took."""
+        """The episode with nothing pending, and what map and task are shown of the frames that took."""
         poses = [pose for way in episode.pending for pose in way]
         frames, state = self.world.advance(episode.world, self._cameras(episode, poses))
         frames = _on_cpu(frames)
         self._untaken.keep(frames)
-        observed = frames[len(episode.pending[0]) - 1 :: len(episode.pending[0])]
-        occupancy = episode.occupancy.seen(observed)
-        return replace(episode, world=state, pending=(), shown=frames[-1:], occupancy=occupancy), frames
+        seen = self.evidence(frames, state)
+        occupancy = episode.occupancy.seen(seen[len(episode.pending[0]) - 1 :: len(episode.pending[0])])
+        return replace(episode, world=state, pending=(), shown=frames[-1:], occupancy=occupancy), seen
 
     def _judged(
         self, before: Episode, episode: Episode, action: Any, generate: bool
@@ -329,11 +375,29 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         frames = None
         if generate:
             episode, frames = self._generated(episode)
-        moment = _moment(before, episode, action, frames)
+        moment = self._moment(before, episode, action, frames, {})
         verdict = self.task.judge(before.task, moment)
         if not math.isfinite(verdict.reward):
             raise InvalidValueError(f"the task {type(self.task).__name__} gave a reward that is not finite")
         return episode, moment, verdict
+
+    def _moment(
+        self, before: Episode, episode: Episode, action: Any, frames: Frames | None, options: Mapping[str, Any]
+    ) -> tasks.Moment:
+        return tasks.Moment(
+            step=episode.steps,
+            action=action,
+            previous=before.pose,
+            pose=episode.pose,
+            collided=episode.collisions > before.collisions,
+            frames=frames,
+            occupancy=episode.occupancy,
+            new_voxels=episode.occupancy.known_voxels - before.occupancy.known_voxels,
+            stopped=action is not None
+            and all(abs(part) < STOPPED for part in actions.motion_from_action(action, self.action_mode, 1.0, 1.0)),
+            plan=partial(self.plan, episode),
+            options=options,
+        )
 
     def _observe(self, episode: Episode, moment: tasks.Moment) -> Any:
         goal = getattr(self.task, "goal", None)
@@ -363,19 +427,6 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             "reward_terms": {name: float(value) for name, value in terms.items()},
             **episode.about,
         }
-
-
-def _moment(before: Episode, episode: Episode, action: Any, frames: Frames | None) -> tasks.Moment:
-    return tasks.Moment(
-        step=episode.steps,
-        action=action,
-        previous=before.pose,
-        pose=episode.pose,
-        collided=episode.collisions > before.collisions,
-        frames=frames,
-        occupancy=episode.occupancy,
-        new_voxels=episode.occupancy.known_voxels - before.occupancy.known_voxels,
-    )
 
 
 def _on_cpu(frames: Frames) -> Frames:

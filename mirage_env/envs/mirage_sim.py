@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from gymnasium.utils import EzPickle
 
 from mirage_env.envs.env import Episode, WalkEnv
+from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.envs.simulator_world import SimulatorWorld
 from mirage_env.envs.world import SceneSpec
 from mirage_env.errors import InvalidValueError, check_size
@@ -25,7 +27,8 @@ class MirageSimEnv(WalkEnv):
         size: (H, W) of the frames, multiples of 8.
         **walk: everything else is shared by all worlds, see `WalkEnv`.
 
-    Collisions are those of the true geometry; the map and the coverage come from what was seen, as everywhere.
+    Collisions and shortest ways are those of the true geometry; the map and the coverage come from what was seen, as
+    everywhere.
     `reset(options={"scene_seed": ...})` chooses the scene of one episode.
     """
 
@@ -41,17 +44,11 @@ class MirageSimEnv(WalkEnv):
         **walk: Any,
     ):
         EzPickle.__init__(self, family=family, scene_seed=scene_seed, size=size, **walk)
-        self.scene_seed = None if scene_seed is None else _check_seed(scene_seed)
+        self.scene_seed = None if scene_seed is None else check_scene_seed(scene_seed)
         WalkEnv.__init__(self, SimulatorWorld(check_size(size), family), **walk)
 
     def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
-        seed = options.get("scene_seed")
-        if seed is not None:
-            seed = _check_seed(seed)
-        elif self.scene_seed is not None:
-            seed = self.scene_seed
-        else:
-            seed = int(self.np_random.integers(SCENES))
+        seed = draw_scene_seed(options, self.scene_seed, self.np_random)
         intrinsics_px, about = self.lens()
         scene = SceneSpec(self.first_camera(), intrinsics_px, self.camera_height_m, scene_seed=seed)
         return scene, {"scene_seed": seed, "family": self.world.family_of(seed), **about}
@@ -60,8 +57,21 @@ class MirageSimEnv(WalkEnv):
         """As far as the true geometry lets the body go."""
         return self.world.move(episode.world, (episode.pose.x, episode.pose.z), target, self.collision)
 
+    def plan(self, episode: Episode) -> FloorPlan:
+        """Where the true geometry lets the body be."""
+        return self.world.plan(episode.world)
 
-def _check_seed(seed: Any) -> int:
+
+def draw_scene_seed(options: Mapping[str, Any], fixed: int | None, np_random: np.random.Generator) -> int:
+    """The seed that `reset` was given, else the environment's own, else one that training has never seen."""
+    given = options.get("scene_seed")
+    if given is not None:
+        return check_scene_seed(given)
+    return fixed if fixed is not None else int(np_random.integers(SCENES))
+
+
+def check_scene_seed(seed: Any) -> int:
+    """The seed as it is, or InvalidValueError."""
     if not isinstance(seed, int) or seed < 0:
         raise InvalidValueError(f"scene_seed must be a whole number of at least 0, got {seed!r}")
     return seed

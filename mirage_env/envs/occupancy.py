@@ -1,19 +1,22 @@
 """What is free and what is solid, in voxels, from pixel depth: the ground for maps, collisions and coverage.
 
-A dense grid of bytes around the world's origin, `EXTENT_M` to each side and from a little below the floor to 2.95 m
-above it; what lies outside is not kept. Dense, because a world is 2 MB whatever happens, a query is a slice, and the
-copy that makes it a value costs a tenth of a millisecond. Each byte is the state of a small automaton: evidence from
--4 (free) to 4 (solid), moved by one a frame, and a bit that says that it was once seen twice alike.
+A grid of bytes around the world's origin, `EXTENT_M` to each side and from a little below the floor to 2.95 m above
+it; what lies outside is not kept. It is cut into 64 tiles of 3.2 x 3.2 m and 32 kB, which appear when something in them
+is seen; a new map shares every tile that it did not change with the map before, so that forks cost what they see anew,
+and no world ever exceeds 2 MB. Each byte is the state of a small automaton: evidence from -4 (free) to 4 (solid), moved
+by one a frame, and a bit that says that it was once seen twice alike.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.errors import UnknownNameError
 from mirage_env.types import Frames
 
@@ -30,9 +33,11 @@ UNKNOWN, FREE, SOLID = 0, 1, 2
 
 _SIDE = round(2 * EXTENT_M / VOXEL_M)
 _LAYERS = 32
+_TILE = 32
+_TILES = _SIDE // _TILE
+_TILE_BYTES = _TILE * _TILE * _LAYERS
 _FLOOR_LAYER = 29
 _BODY_LAYERS = slice(_FLOOR_LAYER - round(BODY_M[1] / VOXEL_M) + 1, _FLOOR_LAYER - round(BODY_M[0] / VOXEL_M))
-_COLOURS = np.array([(150, 150, 150), (255, 255, 255), (0, 0, 0)], np.uint8)
 _SURFACE_GRID, _RAY_GRID = 64, 32
 """At most this many pixels a side are used as surface points, and as rays: neighbours fall into the same voxels."""
 
@@ -62,7 +67,8 @@ _AFTER_FREE, _AFTER_SOLID, _MEANING = _automaton()
 class Occupancy:
     """A bounded voxel map of one world; a value: `seen` returns a new one."""
 
-    voxels: UInt8[np.ndarray, "X Z Y"]
+    tiles: tuple[UInt8[np.ndarray, "32 32 32"] | None, ...]
+    """Voxels (x, z, y) of tile (i, j) at i * 8 + j; None where nothing was seen. Never changed in place."""
     floor_y_m: float
     """World height of the floor (+y down); it runs through the middle of its layer of voxels."""
     known_voxels: int = 0
@@ -70,7 +76,7 @@ class Occupancy:
 
     @classmethod
     def empty(cls, floor_y_m: float) -> Occupancy:
-        return cls(np.zeros((_SIDE, _SIDE, _LAYERS), np.uint8), floor_y_m)
+        return cls((None,) * _TILES**2, floor_y_m)
 
     @property
     def known_m3(self) -> float:
@@ -78,21 +84,43 @@ class Occupancy:
         return self.known_voxels * VOXEL_M**3
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the tiles that exist, shared or not."""
+        return sum(tile.nbytes for tile in self.tiles if tile is not None)
+
+    @property
     def corner_m(self) -> Float[np.ndarray, "3"]:
         """World (x, z, y) of the grid's first corner."""
         top = self.floor_y_m - (_FLOOR_LAYER + 0.5) * VOXEL_M
         return np.array([-EXTENT_M, -EXTENT_M, top], np.float32)
+
+    @property
+    def voxels(self) -> UInt8[np.ndarray, "X Z Y"]:
+        """The whole grid, in one fresh array."""
+        return self._window(0, 0, _SIDE, _SIDE, slice(None))
 
     def seen(self, frames: Frames) -> Occupancy:
         """The map after `frames`: space before the surface is carved free, the surface is marked solid.
 
         Sky carves and marks nothing, moving things are not marked, depth that is not positive and finite is ignored.
         """
-        voxels = self.voxels.copy()
-        flat = voxels.reshape(-1)
+        sightings = [self._sightings(frames, index) for index in range(len(frames))]
+        touched = np.zeros(_TILES**2, bool)
+        for sighting in sightings:
+            for numbers in sighting:
+                touched[numbers // _TILE_BYTES] = True
+        chosen = np.flatnonzero(touched)
+        if not chosen.size:
+            return self
+        flat = np.empty((chosen.size, _TILE_BYTES), np.uint8)
+        for row, number in zip(flat, chosen, strict=True):
+            tile = self.tiles[number]
+            row[:] = 0 if tile is None else tile.reshape(-1)
+        flat = flat.reshape(-1)
+        shift = (np.cumsum(touched) - 1 - np.arange(_TILES**2)).astype(np.int32) * _TILE_BYTES
         news = 0
-        for index in range(len(frames)):
-            free, solid = self._sightings(frames, index)
+        for sighting in sightings:
+            free, solid = (numbers + shift[numbers // _TILE_BYTES] for numbers in sighting)
             before_free, before_solid = flat[free], flat[solid]
             flat[free] = after_free = _AFTER_FREE[before_free]
             flat[solid] = after_solid = _AFTER_SOLID[before_solid]  # in one frame a surface outweighs the ray past it
@@ -105,21 +133,14 @@ class Occupancy:
             if changed.size:
                 changed = np.unique(changed)
                 news += int(np.count_nonzero(flat[changed] & _SEEN_TWICE))
-        return replace(self, voxels=voxels, known_voxels=self.known_voxels + news)
+        tiles = list(self.tiles)
+        for number, tile in zip(chosen, flat.reshape(-1, _TILE, _TILE, _LAYERS), strict=True):
+            tiles[number] = tile.copy()
+        return replace(self, tiles=tuple(tiles), known_voxels=self.known_voxels + news)
 
     def overlap(self, x_m: float, z_m: float) -> int:
         """How many solid voxels a body at (x, z) would share. Unseen voxels are not solid."""
-        reach = math.ceil(BODY_RADIUS_M / VOXEL_M) + 1
-        column, row = (x_m + EXTENT_M) / VOXEL_M, (z_m + EXTENT_M) / VOXEL_M
-        left, near = max(0, int(column) - reach), max(0, int(row) - reach)
-        block = self.voxels[left : int(column) + reach + 1, near : int(row) + reach + 1, _BODY_LAYERS]
-        if not block.size:
-            return 0
-        solid = (_MEANING[block] == SOLID).sum(2)
-        dx = left + np.arange(block.shape[0]) + 0.5 - column
-        dz = near + np.arange(block.shape[1]) + 0.5 - row
-        inside = dx[:, None] ** 2 + dz[None] ** 2 < (BODY_RADIUS_M / VOXEL_M) ** 2
-        return int(solid[inside].sum())
+        return self._solids((x_m, z_m), (x_m, z_m)).overlap(x_m, z_m)
 
     def move(self, start: tuple[float, float], target: tuple[float, float], mode: str) -> tuple[float, float]:
         """Where a body at `start` gets to on its straight way to `target`; (x, z) in metres.
@@ -134,14 +155,17 @@ class Occupancy:
         pieces = math.ceil(math.hypot(dx, dz) / (0.5 * VOXEL_M))
         if mode == "none" or pieces == 0:
             return target
+        around = self._solids(start, target)
+        if not around.count.any():
+            return target
         ways = [(dx / pieces, dz / pieces)]
         if mode == "slide":
             ways += [(ways[0][0], 0.0), (0.0, ways[0][1])]
         (x, z), hindered = start, False
-        shared = self.overlap(x, z)
+        shared = around.overlap(x, z)
         for _ in range(pieces):
             for way_x, way_z in ways:
-                ahead = self.overlap(x + way_x, z + way_z)
+                ahead = around.overlap(x + way_x, z + way_z)
                 if ahead <= shared:
                     x, z, shared = x + way_x, z + way_z, ahead
                     hindered |= (way_x, way_z) != ways[0]
@@ -152,59 +176,113 @@ class Occupancy:
 
     def top_down_map(self) -> UInt8[np.ndarray, "Z X"]:
         """UNKNOWN, FREE or SOLID for every column at body height; row 0 is farthest along +z, column 0 is -x."""
-        meaning = _MEANING[self.voxels[:, :, _BODY_LAYERS]]
-        columns = np.where((meaning == SOLID).any(2), SOLID, (meaning == FREE).any(2) * FREE)
-        return columns.astype(np.uint8).T[::-1].copy()
+        return self._columns().T[::-1].copy()
 
-    def drawing(self, x_m: float, z_m: float, yaw: float) -> UInt8[np.ndarray, "Z X 3"]:
-        """The map in grey (unknown), white (free) and black (solid), a red body at (x, z), its heading in blue."""
-        picture = _COLOURS[self.top_down_map()]
-        for ahead, colour in ((0.5, (40, 90, 230)), (0.4, (40, 90, 230)), (0.3, (40, 90, 230)), (0.0, (220, 40, 40))):
-            column = int((x_m + ahead * math.sin(yaw) + EXTENT_M) / VOXEL_M)
-            row = _SIDE - 1 - int((z_m + ahead * math.cos(yaw) + EXTENT_M) / VOXEL_M)
-            radius = 0 if ahead else 1
-            if radius <= column < _SIDE - radius and radius <= row < _SIDE - radius:
-                picture[row - radius : row + radius + 1, column - radius : column + radius + 1] = colour
-        return picture
+    def plan(self, through_unknown: bool) -> FloorPlan:
+        """Where a body can stand: at no solid column and, unless `through_unknown`, only where something was seen."""
+        columns = self._columns()
+        reach = math.ceil(BODY_RADIUS_M / VOXEL_M)
+        solid = np.pad(columns == SOLID, reach)
+        blocked = np.zeros_like(columns, bool)
+        for i in range(-reach, reach + 1):
+            for j in range(-reach, reach + 1):
+                if math.hypot(i, j) * VOXEL_M <= BODY_RADIUS_M:
+                    blocked |= solid[reach + i : reach + i + _SIDE, reach + j : reach + j + _SIDE]
+        fits = ~blocked if through_unknown else ~blocked & (columns == FREE)
+        return FloorPlan(fits, (-EXTENT_M, -EXTENT_M), VOXEL_M)
+
+    def _columns(self) -> UInt8[np.ndarray, "X Z"]:
+        """UNKNOWN, FREE or SOLID for every column at body height."""
+        columns = np.zeros((_TILES, _TILE, _TILES, _TILE), np.uint8)
+        for number, tile in enumerate(self.tiles):
+            if tile is not None:
+                meaning = _MEANING[tile[:, :, _BODY_LAYERS]]
+                free = (meaning == FREE).any(2) * np.uint8(FREE)
+                columns[number // _TILES, :, number % _TILES] = np.where((meaning == SOLID).any(2), SOLID, free)
+        return columns.reshape(_SIDE, _SIDE)
+
+    def _window(self, left: int, near: int, right: int, far: int, layers: slice) -> UInt8[np.ndarray, "x z y"]:
+        """The bytes of columns left to right - 1 and near to far - 1; all must lie in the grid."""
+        window = np.zeros((right - left, far - near, len(range(*layers.indices(_LAYERS)))), np.uint8)
+        for i in range(left // _TILE, -(-right // _TILE)):
+            for j in range(near // _TILE, -(-far // _TILE)):
+                if (tile := self.tiles[i * _TILES + j]) is not None:
+                    x, z = i * _TILE, j * _TILE
+                    low_x, low_z = max(left, x), max(near, z)
+                    piece = tile[low_x - x : right - x, low_z - z : far - z, layers]
+                    window[low_x - left :, low_z - near :][: piece.shape[0], : piece.shape[1]] = piece
+        return window
+
+    def _solids(self, start: tuple[float, float], target: tuple[float, float]) -> _Solids:
+        """The solid voxels of every column that a body may touch on its way."""
+        reach = math.ceil(BODY_RADIUS_M / VOXEL_M) + 1
+        low, high = np.minimum(start, target), np.maximum(start, target)
+        left, near = np.clip(np.floor((low + EXTENT_M) / VOXEL_M) - reach, 0, _SIDE).astype(int).tolist()
+        right, far = np.clip(np.floor((high + EXTENT_M) / VOXEL_M) + reach + 1, 0, _SIDE).astype(int).tolist()
+        window = self._window(left, near, max(left, right), max(near, far), _BODY_LAYERS)
+        count = (_MEANING[window] == SOLID).sum(2)
+        return _Solids(count, left + np.arange(len(count)) + 0.5, near + np.arange(count.shape[1]) + 0.5)
 
     def _sightings(self, frames: Frames, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Flat voxel numbers (with repeats) that one frame saw free, and that it saw solid."""
-        centre = frames.cameras.world_from_camera[index, :3, 3].numpy()
-        start = ((centre[[0, 2, 1]] - self.corner_m) / np.float32(VOXEL_M))[:, None]
+        """Voxel numbers, tile by tile (with repeats), that one frame saw free, and that it saw solid."""
+        world_from_camera = frames.cameras.world_from_camera[index].numpy()
+        grid_from_camera = world_from_camera[[0, 2, 1], :3] * np.float32(1 / VOXEL_M)
+        start = ((world_from_camera[[0, 2, 1], 3] - self.corner_m) * np.float32(1 / VOXEL_M))[:, None]
+        lens = frames.cameras.intrinsics_px[index].numpy().tobytes(), frames.cameras.size
 
-        rays, depth, sky, dynamic = _pixels(frames, index, _SURFACE_GRID)
+        cut, rays, _ = _rays(*lens, _SURFACE_GRID)
+        depth, sky, dynamic = (x.numpy()[index][cut].ravel() for x in (frames.depth_m, frames.sky, frames.dynamic))
         marked = np.flatnonzero((depth > 0) & (depth < RANGE_M) & ~sky & ~dynamic)
-        solid = _numbers(start + rays[:, marked] * depth[marked])
+        solid = _numbers(start + grid_from_camera @ (rays[:, marked] * depth[marked]))
 
-        rays, depth, sky, _ = _pixels(frames, index, _RAY_GRID)
-        voxels_a_metre = np.sqrt((rays * rays).sum(0))
-        length = np.where(sky, RANGE_M, depth) * voxels_a_metre
-        samples = (length.clip(1, RANGE_M / VOXEL_M) - 1).astype(np.int32)  # the last voxel belongs to the surface
-        nth = np.arange(samples.sum(), dtype=np.float32) - np.repeat(
-            (np.cumsum(samples) - samples - 0.5).astype(np.float32), samples
-        )
-        free = _numbers(start + np.repeat(rays / voxels_a_metre, samples, axis=1) * nth)
-        return free, solid
+        cut, rays, lengths = _rays(*lens, _RAY_GRID)
+        depth, sky = (x.numpy()[index][cut].ravel() for x in (frames.depth_m, frames.sky))
+        with np.errstate(invalid="ignore"):
+            depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0.0))
+        reach = np.where(sky, np.float32(RANGE_M), depth) * lengths * np.float32(1 / VOXEL_M)
+        samples = (reach.clip(1, RANGE_M / VOXEL_M) - 1).astype(np.int32)  # the last voxel belongs to the surface
+        first = np.cumsum(samples) - samples
+        nth = np.arange(samples.sum(), dtype=np.float32) - np.repeat((first - 0.5).astype(np.float32), samples)
+        # One voxel a sample along the ray.
+        points = np.repeat((grid_from_camera @ rays) * (VOXEL_M / lengths), samples, axis=1)
+        points *= nth
+        points += start
+        return _numbers(points), solid
 
 
-def _pixels(frames: Frames, index: int, most: int) -> tuple[np.ndarray, ...]:
-    """Every k-th pixel, at most `most` a side: ray (x, z, y; voxels a metre), depth (0: none), sky, dynamic."""
-    height, width = frames.cameras.size
+@dataclass(frozen=True)
+class _Solids:
+    """How many solid voxels the columns of a window hold, and where their centres are (voxels from the corner)."""
+
+    count: np.ndarray
+    x: np.ndarray
+    z: np.ndarray
+
+    def overlap(self, x_m: float, z_m: float) -> int:
+        dx, dz = self.x - (x_m + EXTENT_M) / VOXEL_M, self.z - (z_m + EXTENT_M) / VOXEL_M
+        inside = (dx * dx)[:, None] + dz * dz < (BODY_RADIUS_M / VOXEL_M) ** 2
+        return int(self.count[inside].sum())
+
+
+@lru_cache(maxsize=8)
+def _rays(intrinsics: bytes, size: tuple[int, int], most: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Every k-th pixel, at most `most` a side: where, its ray (3, N) in the camera (z is 1), and the ray's length."""
+    height, width = size
     step = math.ceil(max(height, width) / most)
-    cut = (index, slice(step // 2, None, step), slice(step // 2, None, step))
-    depth, sky, dynamic = (x.numpy()[cut].ravel() for x in (frames.depth_m, frames.sky, frames.dynamic))
-    columns, rows = np.arange(width)[cut[2]], np.arange(height)[cut[1]]
-    pixels = np.ones((3, rows.size, columns.size), np.float32)
+    cut = slice(step // 2, None, step), slice(step // 2, None, step)
+    rows, columns = np.arange(height)[cut[0]], np.arange(width)[cut[1]]
+    pixels = np.ones((3, rows.size, columns.size))
     pixels[0], pixels[1] = columns + 0.5, rows[:, None] + 0.5
-    rotation = frames.cameras.world_from_camera[index, :3, :3].numpy()
-    grid_from_pixel = (rotation @ np.linalg.inv(frames.cameras.intrinsics_px[index].numpy()))[[0, 2, 1]] / VOXEL_M
-    rays = grid_from_pixel.astype(np.float32) @ pixels.reshape(3, -1)
-    return rays, np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0.0)), sky, dynamic
+    matrix = np.frombuffer(intrinsics, np.float32).reshape(3, 3).astype(np.float64)
+    rays = (np.linalg.inv(matrix) @ pixels.reshape(3, -1)).astype(np.float32)
+    return cut, rays, np.sqrt((rays * rays).sum(0))
 
 
 def _numbers(points: np.ndarray) -> np.ndarray:
-    """Flat voxel numbers of the points (3, N), in voxels x, z, y, that lie inside the grid."""
-    x, z, y = np.floor(points, out=points).astype(np.int32)
-    inside = (x >= 0) & (x < _SIDE) & (z >= 0) & (z < _SIDE) & (y >= 0) & (y < _LAYERS)
-    numbers = (x * _SIDE + z) * _LAYERS + y
-    return numbers if inside.all() else numbers[inside]
+    """Voxel numbers, tile by tile, of the points (3, N), in voxels x, z, y, that lie inside the grid."""
+    inside = ((points >= 0) & (points < np.array([[_SIDE], [_SIDE], [_LAYERS]]))).all(0)
+    if not inside.all():
+        points = points[:, inside]
+    x, z, y = points.astype(np.int32)
+    tile = (x // _TILE) * _TILES + z // _TILE
+    return ((tile * _TILE + x % _TILE) * _TILE + z % _TILE) * _LAYERS + y

@@ -11,6 +11,7 @@ MAX_EPISODE_STEPS = 500
 _ENTRY_POINTS = {
     "Mirage-v0": "mirage_env.envs.mirage:MirageEnv",
     "MirageSim-v0": "mirage_env.envs.mirage_sim:MirageSimEnv",
+    "MirageTwin-v0": "mirage_env.envs.mirage_twin:MirageTwinEnv",
 }
 
 

@@ -12,15 +12,18 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mirage_env.envs.actions import pose_from_matrix
+from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.envs.occupancy import BODY_RADIUS_M
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.geometry.poses import rigid, rotation_from_yaw_pitch_roll
-from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, Scene, make_scene, move, render, sample_trajectory
+from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, Scene, free, make_scene, move, render, sample_trajectory
 from mirage_env.simulator.trajectories import SECONDS_PER_FRAME
 from mirage_env.types import Cameras, Frames, SceneSpec
 
 CELL_PX = 8
 """Pixels a side of a cell of `Frames.remembered`, as in the generated world."""
+PLAN_CELL_M = 0.05
+"""Cells of the true floor plan."""
 ROUNDING_M = 1e-4
 """Collisions are worked out in float32; less than this is not a hindrance."""
 
@@ -96,6 +99,20 @@ class SimulatorWorld:
     def stats(self, state: SimulatorState) -> dict[str, Any]:
         """Zero points and bytes: nothing is remembered where everything is there."""
         return {"memory_points": 0, "memory_bytes": 0, "drift": 0.0}
+
+    def plan(self, state: SimulatorState) -> FloorPlan:
+        """Where the body fits, by the true geometry; things that move are not in the way."""
+        low, high = state.scene.walkable[:, :2].amin(0), state.scene.walkable[:, 2:].amax(0)
+        corners = torch.stack([torch.stack([x, z]) for x in (low[0], high[0]) for z in (low[1], high[1])])
+        rotation, shift = state.scene_from_world[[0, 2]][:, [0, 2]], state.scene_from_world[[0, 2], 3]
+        in_world = (corners.double() - shift) @ rotation
+        first = in_world.amin(0)
+        across, along = ((in_world.amax(0) - first) / PLAN_CELL_M).ceil().int().tolist()
+        centres = torch.cartesian_prod(torch.arange(across) + 0.5, torch.arange(along) + 0.5).double() * PLAN_CELL_M
+        in_scene = ((centres + first) @ rotation.T + shift).float()
+        fits = torch.cat([free(state.scene, some, BODY_RADIUS_M) for some in in_scene.split(8192)])
+        x, z = first.tolist()
+        return FloorPlan(fits.reshape(across, along).numpy(), (x, z), PLAN_CELL_M)
 
     def move(
         self, state: SimulatorState, start: tuple[float, float], target: tuple[float, float], mode: str

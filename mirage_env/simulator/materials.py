@@ -656,11 +656,15 @@ def _draw(generators: dict[str, tuple[tuple[Generator, int], ...]], seed: int) -
     return Bank(torch.cat(packed), torch.tensor(offsets, dtype=torch.int32), groups)
 
 
-@lru_cache(maxsize=8)
 def bank(key: str, device: str = "cpu") -> Bank:
     """The textures of a bank: "evaluation", "training-0", "training-1" ... or "held-out"."""
+    return _bank(key, device)
+
+
+@lru_cache(maxsize=8)
+def _bank(key: str, device: str) -> Bank:
     if device != "cpu":
-        cpu = bank(key)
+        cpu = _bank(key, "cpu")
         return Bank(cpu.texels.to(device), cpu.level_offset.to(device), cpu.groups)
     if key == "held-out":
         return _draw(HELD_OUT, 77)

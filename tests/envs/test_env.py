@@ -305,11 +305,21 @@ def test_render(box_room: MakeEnv) -> None:
         assert silent.render() is None
 
 
+def test_the_map_stands_beside_the_picture_on_request(box_room: MakeEnv) -> None:
+    env = box_room(render_mode="rgb_array", render_map=True)
+    env.reset(seed=0)
+    before = env.render()
+    assert before.shape == (384, 480 + 384, 3) and before.dtype == np.uint8
+    for _ in range(3):
+        env.step([1.0, 0.0, 0.0])
+    assert (env.render()[:, 480:] != before[:, 480:]).any()
+    np.testing.assert_allclose(env.snapshot()[0].trail, [(0.0, 0.25 * step) for step in range(4)])
+
+
 def test_map(box_room: MakeEnv) -> None:
     env = box_room()
     env.reset(seed=0)
     assert env.top_down_map().shape == (256, 256)
-    assert env.occupancy.drawing(env.pose.x, env.pose.z, env.pose.yaw).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize(

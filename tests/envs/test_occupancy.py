@@ -106,7 +106,7 @@ def test_it_is_a_value(box_world: Callable[..., Any]) -> None:
     empty = Occupancy.empty(FLOOR_Y)
     frames = look(box_world(), Pose())
     first, again = empty.seen(frames), empty.seen(frames)
-    assert not empty.voxels.any()
+    assert not any(tile is not None for tile in empty.tiles)
     np.testing.assert_array_equal(first.voxels, again.voxels)
     together, apart = empty.seen(Frames.cat([frames, frames])), first.seen(frames)
     np.testing.assert_array_equal(together.voxels, apart.voxels)
@@ -165,11 +165,19 @@ def test_outside_the_grid_is_ignored(box_world: Callable[..., Any]) -> None:
     assert not Occupancy.empty(FLOOR_Y).seen(moved).voxels.any()
 
 
-def test_the_drawing_shows_the_body(room: Occupancy) -> None:
-    picture = room.drawing(1.0, 2.0, 0.0)
-    assert picture.shape == (*room.top_down_map().shape, 3) and picture.dtype == np.uint8
-    rows, columns = np.nonzero((picture == (220, 40, 40)).all(-1))
-    side = picture.shape[0]
-    assert columns.mean() == pytest.approx((1.0 + EXTENT_M) / VOXEL_M, abs=1)
-    assert rows.mean() == pytest.approx(side - 1 - (2.0 + EXTENT_M) / VOXEL_M, abs=1)
-    room.drawing(500.0, 0.0, 1.0)  # a body outside is not drawn
+def test_a_new_map_shares_the_tiles_that_it_did_not_change(box_world: Callable[..., Any]) -> None:
+    world = box_world()
+    first = Occupancy.empty(FLOOR_Y).seen(look(world, Pose(z=2.0)))
+    after = first.seen(look(world, Pose(x=1.0, z=2.0, yaw=math.pi / 2)))
+    shared = [a is b for a, b in zip(first.tiles, after.tiles, strict=True) if a is not None]
+    assert any(shared) and not all(shared)
+    assert after.nbytes == sum(32**3 for tile in after.tiles if tile is not None) < 2**20
+
+
+def test_the_plan_keeps_a_body_from_walls(room: Occupancy) -> None:
+    known, any_way = room.plan(through_unknown=False), room.plan(through_unknown=True)
+    assert known.cell((0.0, 2.0)) and any_way.cell((0.0, 8.0)) and not known.cell((0.0, 8.0))
+    for plan in (known, any_way):
+        assert plan.cell((0.0, 4.95)) is None and plan.cell((0.0, 4.65)) is not None
+        assert plan.walk_m((0.0, 0.0), (2.0, 4.0)) == pytest.approx(math.hypot(2.0, 4.0), abs=0.01)
+    assert any_way.walk_m((0.0, 0.0), (0.0, 8.0)) == math.inf  # walls all round

@@ -132,3 +132,22 @@ def test_bad_arguments(world: SimulatorWorld) -> None:
         gym.make("MirageSim-v0", scene_seed=-1)
     with pytest.raises(InvalidValueError, match="needs a scene_seed"):
         world.begin(SceneSpec(torch.eye(4), LENS, 1.2), 0)
+
+
+def test_the_plan_is_where_the_body_can_be(world: SimulatorWorld) -> None:
+    _, state = world.begin(SceneSpec(torch.eye(4), LENS, 1.2, scene_seed=4), seed=1)
+    plan = world.plan(state)
+    here = plan.cell((0.0, 0.0))
+    assert here is not None
+    rng = np.random.default_rng(0)
+    distances = plan.distances((0.0, 0.0))
+    agreed = 0
+    for i, j in rng.permutation(np.argwhere(np.isfinite(distances)))[:12]:
+        x, z = plan.centres(np.array([i, j])).tolist()
+        way = plan.descend(distances, (x, z), (0.0, 0.0))
+        assert way is not None
+        at = (x, z)
+        for corner in way[1:]:
+            at = world.move(state, at, (float(corner[0]), float(corner[1])), "slide")
+        agreed += np.hypot(*at) < 0.1
+    assert agreed >= 11  # a body that slides along a taut string may catch on a corner between two cells
