@@ -27,7 +27,7 @@ def in_step(
             asks: dict[int, Ask] = {}
             for index, reply in replies.items():
                 try:
-                    asks[index] = works[index].send(reply)  # type: ignore[arg-type] (None starts it)
+                    asks[index] = works[index].send(reply)  # type: ignore[arg-type]  # None starts it
                 except StopIteration as end:
                     results[index] = end.value
             replies = dict(zip(asks, answer(list(asks.values())), strict=True)) if asks else {}

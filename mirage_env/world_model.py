@@ -397,9 +397,9 @@ def _split(output: Tensor | Perceived, worlds: int) -> list[Any]:
 
 
 def _equal(one: Tensor | Perceived, other: Tensor | Perceived) -> bool:
-    if isinstance(one, Tensor):
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
-    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Perceived))
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

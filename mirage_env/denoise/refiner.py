@@ -33,7 +33,7 @@ class WarpRefiner(nn.Module):
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.head = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(
         self, warp: Float[Tensor, "b n c h w"], extra: Float[Tensor, "b n e h w"]

@@ -112,11 +112,11 @@ class Occupancy:
         chosen = np.flatnonzero(touched)
         if not chosen.size:
             return self
-        flat = np.empty((chosen.size, _TILE_BYTES), np.uint8)
-        for row, number in zip(flat, chosen, strict=True):
+        rows = np.empty((chosen.size, _TILE_BYTES), np.uint8)
+        for row, number in zip(rows, chosen, strict=True):
             tile = self.tiles[number]
             row[:] = 0 if tile is None else tile.reshape(-1)
-        flat = flat.reshape(-1)
+        flat = rows.reshape(-1)
         shift = (np.cumsum(touched) - 1 - np.arange(_TILES**2)).astype(np.int32) * _TILE_BYTES
         news = 0
         for sighting in sightings:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from mirage_env.training.latents import encode_latents, predict_depth, walk_clip
 from mirage_env.training.loop import LoopConfig, Stage, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
-from mirage_env.training.world import WorldLossConfig, WorldStage
+from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageName
 from mirage_env.weights import load_weights
 from mirage_env.world_model import Preset, WorldModel
 
@@ -148,7 +149,7 @@ def run_stage(
         start, start_hash = (None, None) if before is None else _denoiser(preset, folder / f"{before}.safetensors")
         job = WorldStage(
             preset.denoiser, training.loss, preset.memory, stores, codec, codec_hash, perception_hash, device=device,
-            name=stage, start=start, walked_by=start_hash if stage == "finetune" else None,
+            name=cast("WorldStageName", stage), start=start, walked_by=start_hash if stage == "finetune" else None,
         )  # fmt: skip
     return train(job, loop, folder, device, stop_after_s, lambda step, values: report(step, loop.steps, values))
 

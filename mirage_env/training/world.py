@@ -25,6 +25,8 @@ from mirage_env.training.loop import Stage
 from mirage_env.types import Cameras, Readout
 from mirage_env.weights import save_weights
 
+WorldStageName = Literal["refiner", "denoiser", "finetune"]
+
 
 @dataclass(frozen=True)
 class WorldLossConfig:
@@ -74,7 +76,7 @@ class WorldStage(Stage):
         perception_hash: str,
         held_out: int = 32,
         device: str = "cpu",
-        name: Literal["refiner", "denoiser", "finetune"] = "denoiser",
+        name: WorldStageName = "denoiser",
         start: Denoiser | None = None,
         walked_by: str | None = None,
     ):
