@@ -84,6 +84,19 @@ class Readout:
     def __getitem__(self, views: slice | Tensor) -> Readout:
         return Readout(**{f.name: getattr(self, f.name)[views] for f in fields(self)})
 
+    @staticmethod
+    def blank(cameras: Cameras, channels: int) -> Readout:
+        """What views show when nothing is remembered; the cameras come at latent resolution."""
+        size, zeros = cameras.size, cameras.intrinsics_px.new_zeros
+        index = torch.full((len(cameras), *size), -1, device=cameras.intrinsics_px.device)
+        return Readout(
+            zeros(len(cameras), channels, *size),
+            index >= 0,
+            zeros(len(cameras), *size),
+            zeros(len(cameras), 2, *size),
+            index,
+        )
+
 
 @dataclass(frozen=True)
 class Frames:

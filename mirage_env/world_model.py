@@ -5,6 +5,7 @@ image -> codec.encode -> memory.write -> memory.read -> denoise -> codec.decode 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,7 +28,15 @@ from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics
 from mirage_env.lockstep import in_step
 from mirage_env.memory.alignment import align_log_scale
 from mirage_env.memory.depth_grid import depth_to_grid
-from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
+from mirage_env.memory.protocol import (
+    AnyMemoryConfig,
+    ChunkRecord,
+    Memory,
+    MemoryReading,
+    PastFrames,
+    State,
+    make_memory,
+)
 from mirage_env.memory.recall import recall
 from mirage_env.perception.tiny import Perceived, PerceptionConfig, TinyPerception
 from mirage_env.resources import WEIGHTS, sha256_of
@@ -47,7 +56,8 @@ class Preset:
 
     codec: CodecConfig
     perception: PerceptionConfig
-    memory: MemoryConfig
+    memory: AnyMemoryConfig
+    """Of the class that its `kind` names: "latent" is `MemoryConfig`."""
     denoiser: DenoiserConfig
     sampler: SamplerConfig
     keyframe_stride: int = 4
@@ -91,7 +101,7 @@ class LatentFrames:
 class WorldState:
     """Everything a world is between two chunks: a value, so that to snapshot, fork or replay it is to keep it."""
 
-    memory: MemoryState
+    memory: State
     history: LatentFrames
     """The last latent frames, oldest first; the very last is the overlap frame."""
     keyframes: LatentFrames
@@ -127,6 +137,7 @@ class WorldModel:
         size: tuple[int, int],
         device: torch.device | str = "cpu",
         weights: dict[str, str] | None = None,
+        memory: Memory | None = None,
     ):
         self.preset, self.size, self.device = preset, size, torch.device(device)
         stride = codec.spatial_stride * denoiser.config.patch_size
@@ -140,7 +151,7 @@ class WorldModel:
         self.codec = _for_inference(codec, self.device)
         self.perception = _for_inference(perception, self.device)
         self.denoiser = _for_inference(denoiser, self.device)
-        self.memory = LatentMemory(preset.memory)
+        self.memory = self._placed(memory or make_memory(preset.memory, self.encode))
         self.weights = weights or {}
         """sha256 of every part's file; empty for parts that were not loaded from one."""
         self._parts: dict[str, Callable[..., Any]] = {
@@ -154,6 +165,12 @@ class WorldModel:
     @property
     def temporal_stride(self) -> int:
         return self.codec.temporal_stride
+
+    def with_memory(self, memory: Memory) -> WorldModel:
+        """The same model, and the same weights, with another memory; worlds that this one began do not fit it."""
+        other = copy.copy(self)
+        other.memory = self._placed(memory)
+        return other
 
     def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, WorldState]:
         """The given picture as the first frame, and a world that remembers it.
@@ -211,7 +228,7 @@ class WorldModel:
         if scene.depth_m is not None:
             seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
         memory = self.memory.empty(self.codec.channels, self.device)
-        first, memory = self._remember(memory, latents, seen, camera)
+        first, memory = self._remember(memory, latents, rgb, seen, camera)
         state = WorldState(memory, first, first, floor_y, seed, frame=0, drift=0.0)
         remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
@@ -222,9 +239,11 @@ class WorldModel:
         grid = cameras.resized(self.latent_size)
         targets = grid[stride - 1 :: stride]
         past = state.history.cameras
-        readout = self.memory.read(state.memory, Cameras.cat([past, grid]))  # one projection serves the whole chunk
+        views = Cameras.cat([past, grid])  # one projection serves the whole chunk
+        reading = self.memory.read(state.memory, views)
+        readout = reading.grid or Readout.blank(views, self.codec.channels)
         shown = readout[len(past) :]
-        condition = self._condition(state, targets, readout)
+        condition = self._condition(state, targets, readout, reading)
         latents = yield Ask("denoise", (self._noise(state, condition), condition))
         rgb = (yield Ask("decode", (latents, state.history.latents[-1:][None])))[0]
         latents = latents[0].float()
@@ -238,7 +257,7 @@ class WorldModel:
         pixels = keys * stride + stride - 1
         clean = yield Ask("encode", (images[pixels],))
         chosen = Perceived(seen.depth_m[pixels], seen.sky[pixels], seen.dynamic[pixels])
-        written, memory = self._remember(state.memory, clean, chosen, cameras[pixels])
+        written, memory = self._remember(state.memory, clean, rgb[pixels], chosen, cameras[pixels])
 
         visible = shown.visible[stride - 1 :: stride]
         moved = (latents - condition.base[0]).abs().mean(1)[visible]
@@ -257,7 +276,8 @@ class WorldModel:
 
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)
-        shown = self.memory.read(state.memory, cameras.resized(self.latent_size))
+        views = cameras.resized(self.latent_size)
+        shown = self.memory.read(state.memory, views).grid or Readout.blank(views, self.codec.channels)
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
         rgb = (yield Ask("decode", (latents[:, None], last.expand(len(latents), 1, -1, -1, -1))))[:, 0]
@@ -324,19 +344,27 @@ class WorldModel:
             raise InvalidValueError("the depth of the first picture is nowhere positive; give metres along the view")
         return torch.from_numpy(np.where(known, depth_m, np.nan).astype(np.float32))[None].to(self.device)
 
-    def _condition(self, state: WorldState, targets: Cameras, readout: Readout) -> ChunkCondition:
+    def _condition(
+        self, state: WorldState, targets: Cameras, readout: Readout, reading: MemoryReading
+    ) -> ChunkCondition:
         """All that the denoiser is told; `readout` shows the memory to the history's and to every coming frame."""
         past, stride = len(state.history.cameras), self.temporal_stride
         overlap, coming = [past - 1], range(past + stride - 1, past + stride * len(targets), stride)
-        keyframes = state.keyframes[:-1]  # the last keyframe is the overlap frame itself
-        chosen = recall(keyframes.depth_m, keyframes.cameras, targets, self.denoiser.config.references)
+        count = self.denoiser.config.references
+        if reading.frames is None:
+            keyframes = state.keyframes[:-1]  # the last keyframe is the overlap frame itself
+            chosen = recall(keyframes.depth_m, keyframes.cameras, targets, count)
+            references = PastFrames(keyframes.latents[chosen], keyframes.cameras[chosen])
+        else:
+            references = reading.frames[:count]
         return make_condition(
             readout[torch.tensor([*overlap, *coming, *range(past - 1)], device=self.device)],
             targets,
             state.history.latents,
             state.history.cameras,
-            keyframes.latents[chosen],
-            keyframes.cameras[chosen],
+            references.latents,
+            references.cameras,
+            reading.tokens,
         )
 
     def _noise(self, state: WorldState, condition: ChunkCondition) -> Float[Tensor, "1 n c h w"]:
@@ -347,13 +375,17 @@ class WorldModel:
         return torch.randn(shape, generator=generator).to(self.device)
 
     def _remember(
-        self, memory: MemoryState, latents: Float[Tensor, "k c h w"], seen: Perceived, cameras: Cameras
-    ) -> tuple[LatentFrames, MemoryState]:
-        """Writes keyframes (Eq. 6): sky and moving things stay out."""
-        valid = ~(seen.sky | seen.dynamic)
-        depth = depth_to_grid(seen.depth_m, valid, self.latent_size, self.preset.memory.depth_downsample)
-        frames = LatentFrames(latents, depth, cameras.resized(self.latent_size))
-        return frames, self.memory.write(memory, latents, seen.depth_m, valid, cameras)
+        self,
+        memory: State,
+        latents: Float[Tensor, "k c h w"],
+        rgb: UInt8[Tensor, "k H W 3"],
+        seen: Perceived,
+        cameras: Cameras,
+    ) -> tuple[LatentFrames, State]:
+        """Writes keyframes (Eq. 6)."""
+        record = ChunkRecord(latents, seen.depth_m, seen.sky, seen.dynamic, cameras, rgb)
+        depth = depth_to_grid(seen.depth_m, record.static, self.latent_size)
+        return LatentFrames(latents, depth, cameras.resized(self.latent_size)), self.memory.write(memory, record)
 
     def _checked(self, cameras: Cameras) -> Cameras:
         if len(cameras) == 0 or len(cameras) % self.temporal_stride:
@@ -365,6 +397,17 @@ class WorldModel:
         poses, intrinsics = cameras.world_from_camera.float(), cameras.intrinsics_px.float()
         return check_cameras(Cameras(poses, intrinsics, self.size).to(self.device))
 
+    def encode(self, images: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T c h w"]:
+        """Image latents of pictures in [-1, 1], each encoded alone."""
+        with self.precision():
+            return self.codec.encode(images).float()
+
+    def _placed(self, memory: Memory) -> Memory:
+        """The memory, and its weights where it has any, on the model's device; they stay in full precision."""
+        if isinstance(memory, nn.Module):
+            memory.to(self.device).eval().requires_grad_(False)
+        return memory
+
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
@@ -373,7 +416,7 @@ class WorldModel:
 def _shape(value: Any) -> Any:
     """What must agree for two worlds' values to be joined."""
     if isinstance(value, ChunkCondition):
-        return tuple(value.clean.shape), value.references
+        return tuple(value.clean.shape), value.references, None if value.context is None else tuple(value.context.shape)
     return tuple(value.shape) if isinstance(value, Tensor) else len(value) if isinstance(value, Cameras) else None
 
 
@@ -447,7 +490,12 @@ def _load_world(preset: str, size: tuple[int, int], device: str) -> WorldModel:
     hashes = {part: sha256_of(path) for part, path in files.items() if path.exists()}
     load_weights(files["perception"], perception, "perception")
     load_weights(files["denoiser"], denoiser, "denoiser", codec_hash=hashes["codec"])
-    return WorldModel(config, codec, perception, denoiser, size, device, hashes)
+    model = WorldModel(config, codec, perception, denoiser, size, device, hashes)
+    if isinstance(model.memory, nn.Module):
+        path = folder / "memory.safetensors"
+        load_weights(path, model.memory, "memory", codec_hash=hashes["codec"])
+        hashes["memory"] = sha256_of(path)
+    return model
 
 
 @dataclass(frozen=True)

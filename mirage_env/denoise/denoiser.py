@@ -103,6 +103,8 @@ class ChunkCondition:
     readout_extra: Float[Tensor, "b g 4 h w"]
     rays: Float[Tensor, "b f 6 h w"]
     references: int
+    context: Float[Tensor, "b l d"] | None = None
+    """What the memory has to say besides the readout, to attend to beside the text; d is `text_dim`."""
 
     @property
     def base(self) -> Float[Tensor, "b n c h w"]:
@@ -111,13 +113,15 @@ class ChunkCondition:
 
     def to(self, device: torch.device | str) -> ChunkCondition:
         """The same condition on another device."""
-        names = ("clean", "noisy", "readout", "readout_extra", "rays")
-        return replace(self, **{x: getattr(self, x).to(device) for x in names})
+        names = ("clean", "noisy", "readout", "readout_extra", "rays", "context")
+        return replace(self, **{x: getattr(self, x).to(device) for x in names if getattr(self, x) is not None})
 
     @staticmethod
     def cat(conditions: list[ChunkCondition]) -> ChunkCondition:
         """Worlds with equal segment lengths side by side."""
-        names = ("clean", "readout", "readout_extra", "rays")
+        names = ["clean", "readout", "readout_extra", "rays"]
+        if conditions[0].context is not None:
+            names.append("context")
         worlds: dict[str, Any] = {x: torch.cat([getattr(c, x) for c in conditions]) for x in names}
         return replace(conditions[0], **worlds)
 
@@ -129,6 +133,7 @@ def make_condition(
     history_cameras: Cameras,
     references: Float[Tensor, "r c h w"],
     reference_cameras: Cameras,
+    context: Float[Tensor, "l d"] | None = None,
 ) -> ChunkCondition:
     """The condition of one world's next chunk.
 
@@ -149,6 +154,7 @@ def make_condition(
         readout_extra=readout_channels(readout)[None],
         rays=ray_channels(cameras, history_cameras[-1:])[None],
         references=len(references),
+        context=None if context is None else context[None],
     )
 
 
@@ -205,6 +211,7 @@ class Denoiser(nn.Module):
         output = self.transformer(
             frames.transpose(1, 2),
             timestep,
+            self._text(condition),
             readout=condition.readout.transpose(1, 2),
             readout_extra=extra.to(frames.dtype).transpose(1, 2),
             rays=condition.rays.to(frames.dtype).transpose(1, 2) if self.config.rays else None,
@@ -213,6 +220,14 @@ class Denoiser(nn.Module):
         if self.config.prediction == "residual":
             return condition.base + self._doubt(condition) * output.float()
         return sample - sigma[:, None, None, None, None] * output.float()
+
+    def _text(self, condition: ChunkCondition) -> Float[Tensor, "b l d"] | None:
+        """What the transformer attends to besides frames; None is its learned null text alone."""
+        if condition.context is None:
+            return None
+        assert self.transformer.null_text is not None
+        null = self.transformer.null_text.expand(len(condition.clean), -1, -1)
+        return torch.cat([null, condition.context.to(null.dtype)], 1)
 
     def _guess(
         self, sample: Float[Tensor, "b n c h w"], sigma: Float[Tensor, " b"], base: Float[Tensor, "b n c h w"]

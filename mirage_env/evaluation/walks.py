@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,10 +27,11 @@ from mirage_env.evaluation.metrics import (
 )
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.geometry.projection import backproject, project
-from mirage_env.memory.latent import LatentMemory, MemoryState
+from mirage_env.memory.none import NoMemory
+from mirage_env.memory.protocol import ChunkRecord, Memory, State
 from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, TRAINING_SEED, make_scene, render, sample_trajectory
 from mirage_env.simulator.trajectories import FOV_DEG, SECONDS_PER_FRAME
-from mirage_env.types import Cameras, Frames, SceneSpec
+from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.world_model import WorldModel
 
 CHUNK = 8
@@ -91,25 +91,14 @@ def generate(model: WorldModel, walk: Walk) -> Guess:
     return Guess(torch.cat([x.rgb for x in chunks]).cpu(), torch.cat([x.depth_m for x in chunks]).cpu())
 
 
-class BlankMemory(LatentMemory):
-    """Writes nothing, so that every readout is empty."""
-
-    def write(
-        self,
-        state: MemoryState,
-        latents: Float[Tensor, "T C h w"],
-        depth_m: Float[Tensor, "_ H W"],
-        valid: Bool[Tensor, "_ _ _"],
-        cameras: Cameras,
-    ) -> MemoryState:
-        return state
+def with_memory(memory: Memory) -> Candidate:
+    """The same model and weights with another memory."""
+    return lambda model, walk: generate(model.with_memory(memory), walk)
 
 
 def generate_without_memory(model: WorldModel, walk: Walk) -> Guess:
     """The same model with empty readouts; its preceding and reference frames stay."""
-    forgetful = copy.copy(model)
-    forgetful.memory = BlankMemory(model.preset.memory)
-    return generate(forgetful, walk)
+    return with_memory(NoMemory())(model, walk)
 
 
 def repeat(model: WorldModel, walk: Walk) -> Guess:
@@ -122,11 +111,9 @@ def warp_true_depth(model: WorldModel, walk: Walk) -> Guess:
     """What geometry alone gives: the first frame's tokens, written at their true places; holes get its mean colour."""
     first = walk.truth[:1]
     camera = first.cameras.to(model.device)
-    with model.precision():
-        latents = model.codec.encode(to_float(first.rgb.to(model.device))).float()
-    empty = model.memory.empty(model.codec.channels, model.device)
-    static = ~(first.sky | first.dynamic).to(model.device)
-    return _warp(model, walk, model.memory.write(empty, latents, first.depth_m.to(model.device), static, camera))
+    rgb, depth, sky, dynamic = (x.to(model.device) for x in (first.rgb, first.depth_m, first.sky, first.dynamic))
+    record = ChunkRecord(model.encode(to_float(rgb)), depth, sky, dynamic, camera, rgb)
+    return _warp(model, walk, model.memory.write(model.memory.empty(model.codec.channels, model.device), record))
 
 
 def warp_predicted_depth(model: WorldModel, walk: Walk) -> Guess:
@@ -136,8 +123,9 @@ def warp_predicted_depth(model: WorldModel, walk: Walk) -> Guess:
 
 
 @torch.inference_mode()
-def _warp(model: WorldModel, walk: Walk, memory: MemoryState) -> Guess:
-    shown = model.memory.read(memory, walk.goal.cameras.to(model.device).resized(model.latent_size))
+def _warp(model: WorldModel, walk: Walk, memory: State) -> Guess:
+    views = walk.goal.cameras.to(model.device).resized(model.latent_size)
+    shown = model.memory.read(memory, views).grid or Readout.blank(views, model.codec.channels)
     colour = walk.truth.rgb[0].float().mean((0, 1)).round().to(torch.uint8)
     plain = colour.expand(1, *model.size, 3)
     with model.precision():

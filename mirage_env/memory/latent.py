@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -13,15 +13,16 @@ from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.geometry.poses import check_cameras
 from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
+from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Encode, MemoryReading, State
 from mirage_env.memory.splat import frontmost, splat
-from mirage_env.types import Cameras, Readout
+from mirage_env.types import Cameras
 
 WriteRule = Literal["paper", "novel"]
 TokenDtype = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
-class MemoryState:
+class MemoryState(State):
     """M = {(p_i, f_i)} (Eq. 3): a value. Rows are ordered by id, so age is order."""
 
     points: Float[Tensor, "N 3"]
@@ -55,19 +56,12 @@ class MemoryState:
     def channels(self) -> int:
         return self.tokens.shape[1]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the tensors."""
-        return sum(getattr(self, f.name).nbytes for f in fields(self) if f.name != "next_id")
-
-    def to(self, device: torch.device | str) -> MemoryState:
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "next_id"})
-
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(AnyMemoryConfig):
     """How the memory is written. The paper's: `MemoryConfig(write_rule="paper", reject_depth_edges=False)`."""
 
+    kind: Literal["latent"] = "latent"
     write_rule: WriteRule = "novel"
     """paper: every admissible cell of every frame is added (Eq. 6). novel: see `LatentMemory.write`."""
     finer: float = 1.5
@@ -105,7 +99,10 @@ class MemoryConfig:
 class LatentMemory:
     """Writes and reads a `MemoryState`; holds nothing but its config."""
 
-    def __init__(self, config: MemoryConfig | None = None):
+    config_class: ClassVar = MemoryConfig
+    state_class: ClassVar = MemoryState
+
+    def __init__(self, config: MemoryConfig | None = None, encode: Encode | None = None):
         self.config = config or MemoryConfig()
 
     def empty(self, channels: int, device: torch.device | str = "cpu") -> MemoryState:
@@ -118,25 +115,18 @@ class LatentMemory:
             next_id=0,
         )
 
-    def read(self, state: MemoryState, cameras: Cameras) -> Readout:
+    def read(self, state: MemoryState, cameras: Cameras) -> MemoryReading:
         """What the memory shows to the cameras (Eq. 5, 9, 10), on the grid `cameras.size`.
 
         Cameras come at the resolution of the grid to read: `memory.read(state, cameras.resized((h, w)))`.
         A memory that one view alone wrote, read from that view, returns the written tokens.
         """
-        return splat(state.points, state.tokens, state.ids, check_cameras(cameras))
+        return MemoryReading(splat(state.points, state.tokens, state.ids, check_cameras(cameras)))
 
-    def write(
-        self,
-        state: MemoryState,
-        latents: Float[Tensor, "T C h w"],
-        depth_m: Float[Tensor, "_ H W"],
-        valid: Bool[Tensor, "_ _ _"],
-        cameras: Cameras,
-    ) -> MemoryState:
-        """The memory after T keyframes: image latents, their pixels' z-depth, and their cameras at pixel resolution.
+    def write(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
+        """The memory after T keyframes.
 
-        `valid` is False for sky, for moving things and where depth is unknown; those pixels never enter the memory. A
+        Sky and moving things never enter it. A
         cell is admissible where its depth is finite and positive and, if `reject_depth_edges`, it holds one surface.
 
         Rule "paper" adds every admissible cell (Eq. 6). Rule "novel" looks, frame by frame, at what the memory shows
@@ -149,7 +139,8 @@ class LatentMemory:
 
         Raises InvalidValueError for sizes or channels that do not fit and for latents or cameras that are not finite.
         """
-        self._check(state, latents, depth_m, valid, cameras)
+        self._check(state, record)
+        latents, depth_m, valid, cameras = record.latents, record.depth_m, record.static, record.cameras
         frames, channels, height, width = latents.shape
         grid = cameras.resized((height, width))
         depth = depth_to_grid(depth_m, valid, (height, width), self.config.depth_downsample)
@@ -216,21 +207,23 @@ class LatentMemory:
         ranked = ranked[(ranked < count).long().argsort(stable=True)]
         return ranked[: self.config.max_points].sort().values
 
-    def _check(self, state: MemoryState, latents: Tensor, depth_m: Tensor, valid: Tensor, cameras: Cameras) -> None:
-        frames, channels = latents.shape[:2]
+    def _check(self, state: MemoryState, record: ChunkRecord) -> None:
+        (frames, channels), cameras = record.latents.shape[:2], record.cameras
         if channels != state.channels:
             raise InvalidValueError(f"this memory holds tokens of {state.channels} channels, got latents of {channels}")
-        if not len(depth_m) == len(valid) == len(cameras) == frames:
+        maps = (record.depth_m, record.sky, record.dynamic)
+        counts = [len(x) for x in (*maps, cameras)]
+        if counts != [frames] * 4:
             raise InvalidValueError(
-                f"{frames} latent frames need as many depth maps, masks and cameras, "
-                f"got {len(depth_m)}, {len(valid)} and {len(cameras)}"
+                f"{frames} latent frames need as many depth maps, sky and dynamic masks and cameras, got {counts}"
             )
-        if not tuple(depth_m.shape[1:]) == tuple(valid.shape[1:]) == tuple(cameras.size):
+        sizes = {tuple(x.shape[1:]) for x in maps} | {tuple(cameras.size)}
+        if len(sizes) > 1:
             raise InvalidValueError(
-                f"depth, mask and cameras must share one pixel size, got {tuple(depth_m.shape[1:])}, "
-                f"{tuple(valid.shape[1:])} and {tuple(cameras.size)}; cameras are given at pixel resolution"
+                f"depth, masks and cameras must share one pixel size, got {sorted(sizes)}; cameras are given at pixel "
+                "resolution"
             )
-        finite = torch.isfinite(latents).flatten(1).all(1)
+        finite = torch.isfinite(record.latents).flatten(1).all(1)
         if not bool(finite.all()):
             raise InvalidValueError(f"latent frame {int((~finite).nonzero()[0])} is not finite")
         check_cameras(cameras)

@@ -65,6 +65,10 @@ class Stage(ABC):
     codec_hash: str | None = None
     """sha256 of the codec whose latents this stage learns on; a checkpoint of another codec is refused."""
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
     @abstractmethod
     def batch(self, generator: torch.Generator) -> Any:
         """One batch, prepared in full precision: geometry must not meet a bfloat16 product."""
@@ -98,7 +102,7 @@ def train(
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.ckpt.safetensors"
-    parameters = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
+    parameters = stage.parameters()
     optimizer = torch.optim.AdamW(parameters.values(), betas=config.betas, weight_decay=config.weight_decay)
     ema = {n: p.detach().clone() for n, p in parameters.items()}
     step, seconds = 0, 0.0

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_env.codec.wan import to_float
+from mirage_env.memory import ChunkRecord, splat
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
 from mirage_env.perception.tiny import RAY_X, PerceptionConfig, TinyPerception, perception_inputs
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
@@ -125,11 +126,13 @@ class PerceptionStage(Stage):
         """What a memory that frame `frame` alone wrote shows to `camera`."""
         source = store.cameras(np.array([clip]), np.array([frame]))
         depth = torch.from_numpy(store.array("depth")[clip, frame].astype(np.float32))[None]
-        valid = torch.from_numpy(store.array("masks")[clip, frame] == 0)[None]
+        masks = torch.from_numpy(np.array(store.array("masks")[clip, frame]))[None]
         height, width = store.config.size
         grid = (height // self.loss.cell_px, width // self.loss.cell_px)
-        state = self.memory.write(self.memory.empty(1), torch.zeros(1, 1, *grid), depth, valid, source)
-        return self.memory.read(state, camera.resized(grid)).depth_m[0]
+        nothing = torch.zeros(1, 1, *grid)
+        record = ChunkRecord(nothing, depth, (masks & SKY) > 0, (masks & DYNAMIC) > 0, source)
+        state = self.memory.write(self.memory.empty(1), record)
+        return splat(state.points, state.tokens, state.ids, camera.resized(grid)).depth_m[0]
 
     def export(self, folder: Path, card: dict) -> None:
         save_weights(

@@ -14,11 +14,13 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import Denoiser
 from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
+from mirage_env.memory import Memory, make_memory
 from mirage_env.perception.tiny import TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
@@ -129,8 +131,9 @@ def run_stage(
         codec, _ = _codec(preset, folder)
         perception, _ = _perception(preset, folder)
         denoiser, denoiser_hash = _denoiser(preset, folder / "denoiser.safetensors")
+        memory = _memory(preset, folder, codec)
         for store in stores:
-            model = WorldModel(preset, codec, perception, denoiser, store.config.size, device)
+            model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory)
             walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
         return True
 
@@ -147,8 +150,9 @@ def run_stage(
         _, perception_hash = _perception(preset, folder)
         before = {"refiner": None, "denoiser": "refiner", "finetune": "denoiser"}[stage]
         start, start_hash = (None, None) if before is None else _denoiser(preset, folder / f"{before}.safetensors")
+        memory = make_memory(preset.memory, codec.encode) if before is None else _memory(preset, folder, codec)
         job = WorldStage(
-            preset.denoiser, training.loss, preset.memory, stores, codec, codec_hash, perception_hash, device=device,
+            preset.denoiser, training.loss, memory, stores, codec, codec_hash, perception_hash, device=device,
             name=cast("WorldStageName", stage), start=start, walked_by=start_hash if stage == "finetune" else None,
         )  # fmt: skip
     return train(job, loop, folder, device, stop_after_s, lambda step, values: report(step, loop.steps, values))
@@ -172,6 +176,14 @@ def _denoiser(preset: Preset, path: Path) -> tuple[Denoiser, str]:
     denoiser = Denoiser(preset.denoiser).eval()
     load_weights(path, denoiser, "denoiser", codec_hash=sha256_of(path.parent / "codec.safetensors"))
     return denoiser, sha256_of(path)
+
+
+def _memory(preset: Preset, folder: Path, codec: WanCodec) -> Memory:
+    memory = make_memory(preset.memory, codec.encode)
+    if isinstance(memory, nn.Module):
+        codec_hash = sha256_of(folder / "codec.safetensors")
+        load_weights(folder / "memory.safetensors", memory, "memory", codec_hash=codec_hash)
+    return memory
 
 
 def _pictures(

@@ -8,17 +8,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from mirage_env.codec.wan import WanCodec, to_float
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.depth_grid import depth_to_grid
-from mirage_env.memory.latent import LatentMemory, MemoryConfig
+from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Memory, PastFrames, make_memory
 from mirage_env.memory.recall import recall
-from mirage_env.training.clips import ClipStore
+from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
 from mirage_env.training.codec import psnr
 from mirage_env.training.latents import depth_name, latents_name, walked_name
 from mirage_env.training.loop import Stage
@@ -54,10 +54,12 @@ class _Rollout:
     """The truth."""
     history: Float[Tensor, "t c h w"]
     """The same as the rollout holds them, with its errors."""
-    references: Int[Tensor, " r"]
+    references: PastFrames
     """Past frames that saw what the targets will see, the best first."""
     readout: Readout
     """The memory as the overlap frame, the targets and the preceding frames see it."""
+    context: Float[Tensor, "l d"] | None
+    """What else it has to say."""
 
 
 class WorldStage(Stage):
@@ -69,7 +71,7 @@ class WorldStage(Stage):
         self,
         config: DenoiserConfig,
         loss: WorldLossConfig,
-        memory: MemoryConfig,
+        memory: AnyMemoryConfig | Memory,
         stores: list[ClipStore],
         codec: WanCodec,
         codec_hash: str,
@@ -88,11 +90,19 @@ class WorldStage(Stage):
                 raise InvalidValueError("this denoiser has no refiner to train; set refiner_width or skip the stage")
             self.model.transformer.requires_grad_(False)
         self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
-        self.memory, self.codec, self.codec_hash = LatentMemory(memory), codec.eval(), codec_hash
+        self.codec, self.codec_hash = codec.eval(), codec_hash
+        self.memory: Memory = make_memory(memory, codec.encode) if isinstance(memory, AnyMemoryConfig) else memory
         self.depth_name = depth_name(perception_hash)
         self.metric = pixel_metric(self.codec, torch.from_numpy(np.array(stores[0].array("rgb")[:8, 0]))).to(device)
         self.latents = [store.array(latents_name(codec_hash)) for store in stores]
         self.walks = None if walked_by is None else walked_name(walked_by)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Those of the denoiser, and those of the memory, which learns from the same loss."""
+        if not isinstance(self.memory, nn.Module):
+            return super().parameters()
+        of_memory = {f"memory.{n}": p for n, p in self.memory.named_parameters() if p.requires_grad}
+        return super().parameters() | of_memory
 
     def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         rng = np.random.default_rng(generator.initial_seed())
@@ -132,7 +142,7 @@ class WorldStage(Stage):
     ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         """Condition and clean latents of the n frames after frame `overlap`; no noise and no choice without `rng`."""
         worlds = [self._world(which, int(clip), overlap, n, rng) for clip in clips]
-        count = min(len(world.references) for world in worlds)
+        count = min(len(world.references.latents) for world in worlds)
         past, coming = slice(max(0, overlap - self.config.preceding), overlap + 1), slice(overlap + 1, overlap + 1 + n)
         conditions = []
         for world in worlds:
@@ -143,8 +153,9 @@ class WorldStage(Stage):
                     world.cameras[coming],
                     world.history[past],
                     world.cameras[past],
-                    world.history[references],
-                    world.cameras[references],
+                    references.latents,
+                    references.cameras,
+                    world.context,
                 )
             )
         targets = torch.stack([world.latents[coming] for world in worlds])
@@ -161,7 +172,7 @@ class WorldStage(Stage):
         predicted = rng is None or rng.random() < self.loss.predicted_depth
         seen = walk_depth if walk is not None else store.array(self.depth_name if predicted else "depth")
         depth = torch.from_numpy(seen[clip, : overlap + 1].astype(np.float32))
-        static = torch.from_numpy(store.array("masks")[clip][: overlap + 1] == 0)
+        masks = torch.from_numpy(np.array(store.array("masks")[clip, : overlap + 1]))
         cameras = store.cameras(np.full(store.config.frames, clip), np.arange(store.config.frames))
         h, w = latents.shape[2:]
         grid_cameras = cameras.resized((h, w))
@@ -173,18 +184,24 @@ class WorldStage(Stage):
         keys = torch.tensor(sorted({0, *range(overlap, -1, -self.loss.keyframe_stride)}))
         if rng is not None and rng.random() < 0.3:  # worlds that have seen little
             keys = keys[-1:]
-        state = self.memory.write(
-            self.memory.empty(latents.shape[1]), history[keys], depth[keys], static[keys], cameras[keys]
-        )
+        rgb = torch.from_numpy(np.array(store.array("rgb")[clip, : overlap + 1]))[keys]
+        sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
+        record = ChunkRecord(history[keys], depth[keys], sky[keys], dynamic[keys], cameras[keys], rgb)
+        state = self.memory.write(self.memory.empty(latents.shape[1]), record)
         views = torch.cat(
             [torch.arange(overlap, overlap + 1 + n), torch.arange(max(0, overlap - self.config.preceding), overlap)]
         )
-        readout = self.memory.read(state, grid_cameras[views])
-        past = keys[:-1]
-        grid = depth_to_grid(depth[past], static[past], (h, w), "bilinear")
+        reading = self.memory.read(state, grid_cameras[views])
+        readout = reading.grid or Readout.blank(grid_cameras[views], latents.shape[1])
         count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
-        chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
-        return _Rollout(grid_cameras, latents, history, chosen, readout)
+        if reading.frames is None:
+            past = keys[:-1]
+            grid = depth_to_grid(depth[past], masks[past] == 0, (h, w))
+            chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
+            references = PastFrames(history[chosen], grid_cameras[chosen])
+        else:
+            references = reading.frames[:count]
+        return _Rollout(grid_cameras, latents, history, references, readout, reading.tokens)
 
     def weighed(self, error: Float[Tensor, "b n c h w"]) -> Float[Tensor, " b"]:
         """Mean square error as pixels will show it: e^T G e over the channels of a cell, see `pixel_metric`."""
@@ -219,6 +236,10 @@ class WorldStage(Stage):
     def export(self, folder: Path, card: dict) -> None:
         card = {"kind": "denoiser", "config": self.config, "codec_hash": self.codec_hash, **card}
         save_weights(folder / f"{self.name}.safetensors", self.model, card)
+        if isinstance(self.memory, nn.Module):
+            save_weights(
+                folder / "memory.safetensors", self.memory, card | {"kind": "memory", "config": self.memory.config}
+            )
 
 
 @torch.no_grad()

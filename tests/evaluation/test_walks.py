@@ -15,6 +15,7 @@ from mirage_env.evaluation.metrics import MAX_PSNR_DB
 from mirage_env.evaluation.walks import CANDIDATES, METRICS, Guess, WalkResult, evaluate_walk, score
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import camera_rays
+from mirage_env.memory.none import NoMemory
 from mirage_env.perception.tiny import Perceived
 from mirage_env.types import Cameras
 from mirage_env.world_model import WorldModel
@@ -129,7 +130,7 @@ def test_without_memory_an_untrained_model_repeats(model, make_walk):
     expected = reconstruct(model, walk.truth.rgb[:1]).expand(4, 32, 48, 3)
     assert torch.equal(walks.generate_without_memory(model, walk).rgb, expected)
     assert not torch.equal(walks.generate(model, walk).rgb, expected)
-    assert type(model.memory) is not walks.BlankMemory
+    assert type(model.memory) is not NoMemory
     _, state = model.begin(walk.scene, 0)
     assert len(state.memory) > 0
 

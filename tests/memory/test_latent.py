@@ -8,8 +8,8 @@ import torch
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import camera_rays
-from mirage_env.memory import LatentMemory, MemoryConfig, MemoryState
-from mirage_env.types import Cameras
+from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig, MemoryState
+from mirage_env.types import Cameras, Readout
 
 PIXELS, GRID = (32, 48), (4, 6)
 PAPER = MemoryConfig(write_rule="paper", reject_depth_edges=False)
@@ -38,15 +38,24 @@ def latents_for(cameras: Cameras, channels: int = 5) -> torch.Tensor:
     return torch.randn(len(cameras), channels, *GRID)
 
 
-def everywhere(depth: torch.Tensor) -> torch.Tensor:
-    return torch.ones_like(depth, dtype=torch.bool)
-
-
 def write(
     memory: LatentMemory, state: MemoryState, cameras: Cameras, depth: torch.Tensor, latents: torch.Tensor | None = None
 ) -> MemoryState:
     latents = latents_for(cameras, state.channels) if latents is None else latents
-    return memory.write(state, latents, depth, everywhere(depth), cameras)
+    return memory.write(state, record(latents, depth, cameras))
+
+
+def record(
+    latents: torch.Tensor, depth: torch.Tensor, cameras: Cameras, dynamic: torch.Tensor | None = None
+) -> ChunkRecord:
+    nothing = torch.zeros_like(depth, dtype=torch.bool)
+    return ChunkRecord(latents, depth, nothing, nothing if dynamic is None else dynamic, cameras)
+
+
+def read(memory: LatentMemory, state: MemoryState, cameras: Cameras) -> Readout:
+    grid = memory.read(state, cameras).grid
+    assert grid is not None
+    return grid
 
 
 def assert_equal_states(one: MemoryState, other: MemoryState) -> None:
@@ -69,7 +78,7 @@ def test_one_view_reads_back_its_own_tokens_bit_for_bit(rule: Any, method: Any, 
     cameras = at([[1.0, -2.0, 3.0]], 33.0)
     depth, latents = torch.rand(1, *PIXELS) * 30 + 0.05, latents_for(cameras)
     state = write(memory, memory.empty(5), cameras, depth, latents)
-    readout = memory.read(state, cameras.resized(GRID))
+    readout = read(memory, state, cameras.resized(GRID))
     assert bool(readout.visible.all())
     assert torch.equal(readout.tokens, latents.to(getattr(torch, dtype)).float())
     assert float(readout.offset.abs().max()) < 1e-3
@@ -92,16 +101,16 @@ def test_reading_batches_views() -> None:
     cameras = at([[0.0, 0, 0], [1.0, 0, 0.5], [-1.0, 0, 0.2]], [0.0, 40.0, -70.0])
     state = write(memory, memory.empty(5), cameras, room_depth(cameras))
     views = at(torch.randn(5, 3) * 0.5, torch.randn(5) * 90).resized(GRID)
-    together = memory.read(state, views)
+    together = read(memory, state, views)
     for view in range(5):
-        alone = memory.read(state, views[view : view + 1])
+        alone = read(memory, state, views[view : view + 1])
         assert torch.equal(together.tokens[view], alone.tokens[0])
         assert torch.equal(together.index[view], alone.index[0])
 
 
 def test_an_empty_memory_shows_nothing() -> None:
     memory = LatentMemory()
-    readout = memory.read(memory.empty(5), at([[0.0, 0, 0]]).resized(GRID))
+    readout = read(memory, memory.empty(5), at([[0.0, 0, 0]]).resized(GRID))
     assert readout.tokens.shape == (1, 5, *GRID) and not bool(readout.visible.any())
 
 
@@ -127,7 +136,7 @@ def test_impossible_depth_is_never_written(config: MemoryConfig, bad: float) -> 
     depth[:, :8, :] = bad
     state = write(memory, memory.empty(5), cameras, depth)
     assert len(state) == 18
-    assert bool((memory.read(state, cameras.resized(GRID)).visible[0, 1:]).all())
+    assert bool((read(memory, state, cameras.resized(GRID)).visible[0, 1:]).all())
 
 
 @pytest.mark.parametrize("config", [MemoryConfig(), PAPER])
@@ -141,22 +150,26 @@ def test_depth_too_large_for_a_finite_point_is_never_written(config: MemoryConfi
 def test_sky_and_moving_things_are_never_written(config: MemoryConfig) -> None:
     memory = LatentMemory(config)
     cameras = at([[0.0, 0, 0]])
-    depth, valid = wall(cameras, 2.0), everywhere(wall(cameras, 2.0))
-    depth[:, :, 16:32], valid[:, :, 16:32] = 0.7, False
-    state = memory.write(memory.empty(5), latents_for(cameras), depth, valid, cameras)
-    assert len(state) == 16
-    torch.testing.assert_close(state.points[:, 2], torch.full((16,), 2.0))
+    depth = wall(cameras, 2.0)
+    depth[:, :, 16:32] = 0.7
+    masked = depth < 1
+    good = record(latents_for(cameras), depth, cameras)
+    for name in ("sky", "dynamic"):
+        state = memory.write(memory.empty(5), replace(good, **{name: masked}))
+        assert len(state) == 16
+        torch.testing.assert_close(state.points[:, 2], torch.full((16,), 2.0))
 
 
 def test_cells_at_the_border_of_a_mask() -> None:
     """One masked pixel: its cell is a blend, which only the paper's rule keeps."""
     cameras = at([[0.0, 0, 0]])
-    depth, valid = wall(cameras, 2.0), everywhere(wall(cameras, 2.0))
-    valid[0, 0, 0] = False
+    depth = wall(cameras, 2.0)
+    masked = torch.zeros_like(depth, dtype=torch.bool)
+    masked[0, 0, 0] = True
     latents = latents_for(cameras)
     for config, count in ((MemoryConfig(), 23), (PAPER, 24)):
         memory = LatentMemory(config)
-        assert len(memory.write(memory.empty(5), latents, depth, valid, cameras)) == count
+        assert len(memory.write(memory.empty(5), record(latents, depth, cameras, masked))) == count
 
 
 def test_cells_across_a_depth_jump_are_rejected() -> None:
@@ -206,7 +219,7 @@ def test_a_surface_in_front_is_added_and_wins() -> None:
     after = write(memory, state, cameras, box, latents)
     assert len(after) == 24 + 4
     assert torch.equal(after.tokens[:24], state.tokens)
-    shown = memory.read(after, cameras.resized(GRID))
+    shown = read(memory, after, cameras.resized(GRID))
     assert torch.equal(shown.tokens[0, :, 1:3, 2:4], latents[0, :, 1:3, 2:4])
 
 
@@ -216,7 +229,7 @@ def test_walking_closer_refines_and_replaces() -> None:
     first = write(memory, memory.empty(5), far, wall(far, 4.0))
     latents = latents_for(near)
     second = write(memory, first, near, wall(near, 2.0), latents)
-    shown = memory.read(second, near.resized(GRID))
+    shown = read(memory, second, near.resized(GRID))
     assert torch.equal(shown.tokens, latents)  # every cell: those that were empty and those that were coarse
     replaced = 24 - int(torch.isin(first.ids, second.ids).sum())
     assert replaced == 6  # twice as near: a 2 x 3 block of coarse points was in view
@@ -238,7 +251,7 @@ def test_walking_away_keeps_the_fine_points() -> None:
     first = write(memory, memory.empty(5), near, wall(near, 2.0))
     second = write(memory, first, far, wall(far, 4.0))
     assert torch.equal(second.points[:24], first.points)
-    assert torch.equal(memory.read(second, near.resized(GRID)).tokens, memory.read(first, near.resized(GRID)).tokens)
+    assert torch.equal(read(memory, second, near.resized(GRID)).tokens, read(memory, first, near.resized(GRID)).tokens)
 
 
 @pytest.mark.parametrize("config", [MemoryConfig(), PAPER])
@@ -324,55 +337,48 @@ def test_writing_leaves_the_old_state_alone() -> None:
 # Errors
 
 
-def good(cameras: Cameras) -> dict[str, Any]:
-    depth = wall(cameras, 2.0)
-    return {"latents": latents_for(cameras), "depth_m": depth, "valid": everywhere(depth), "cameras": cameras}
+def good(cameras: Cameras) -> ChunkRecord:
+    return record(latents_for(cameras), wall(cameras, 2.0), cameras)
 
 
 def test_channels_must_match() -> None:
     memory = LatentMemory()
     with pytest.raises(InvalidValueError, match="holds tokens of 7 channels, got latents of 5"):
-        memory.write(memory.empty(7), **good(at([[0.0, 0, 0]])))
+        memory.write(memory.empty(7), good(at([[0.0, 0, 0]])))
 
 
 def test_frames_must_match() -> None:
     memory = LatentMemory()
-    arguments = good(at([[0.0, 0, 0]] * 2))
-    arguments["depth_m"] = arguments["depth_m"][:1]
-    with pytest.raises(
-        InvalidValueError, match="2 latent frames need as many depth maps, masks and cameras, got 1, 2 and"
-    ):
-        memory.write(memory.empty(5), **arguments)
+    short = replace(good(at([[0.0, 0, 0]] * 2)), depth_m=wall(at([[0.0, 0, 0]]), 2.0))
+    with pytest.raises(InvalidValueError, match=r"2 latent frames need as many depth maps.*got \[1, 2, 2, 2\]"):
+        memory.write(memory.empty(5), short)
 
 
 def test_pixel_sizes_must_match() -> None:
     memory = LatentMemory()
-    arguments = good(at([[0.0, 0, 0]]))
-    arguments["cameras"] = arguments["cameras"].resized(GRID)
+    cameras = at([[0.0, 0, 0]])
     with pytest.raises(InvalidValueError, match="cameras are given at pixel resolution"):
-        memory.write(memory.empty(5), **arguments)
+        memory.write(memory.empty(5), replace(good(cameras), cameras=cameras.resized(GRID)))
 
 
 def test_grids_must_divide() -> None:
     memory = LatentMemory()
-    arguments = good(at([[0.0, 0, 0]]))
-    arguments["latents"] = torch.randn(1, 5, 5, 6)
     with pytest.raises(InvalidValueError, match="32 x 48 pixels does not divide into a grid of 5 x 6 cells"):
-        memory.write(memory.empty(5), **arguments)
+        memory.write(memory.empty(5), replace(good(at([[0.0, 0, 0]])), latents=torch.randn(1, 5, 5, 6)))
 
 
 def test_the_first_bad_latent_or_pose_is_named() -> None:
     memory = LatentMemory()
-    arguments = good(at([[0.0, 0, 0]] * 3))
-    arguments["latents"][1:, 0, 0, 0] = math.nan
+    bad = good(at([[0.0, 0, 0]] * 3))
+    bad.latents[1:, 0, 0, 0] = math.nan
     with pytest.raises(InvalidValueError, match="latent frame 1 is not finite"):
-        memory.write(memory.empty(5), **arguments)
-    arguments = good(at([[0.0, 0, 0]] * 3))
-    arguments["cameras"].world_from_camera[2, 0, 3] = math.inf
+        memory.write(memory.empty(5), bad)
+    bad = good(at([[0.0, 0, 0]] * 3))
+    bad.cameras.world_from_camera[2, 0, 3] = math.inf
     with pytest.raises(InvalidValueError, match="camera 2 has a pose"):
-        memory.write(memory.empty(5), **arguments)
+        memory.write(memory.empty(5), bad)
     with pytest.raises(InvalidValueError, match="camera 2 has a pose"):
-        memory.read(memory.empty(5), arguments["cameras"])
+        memory.read(memory.empty(5), bad.cameras)
 
 
 def state_of(**changes: Any) -> MemoryState:

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from examples.custom_memory import Postcard
 from mirage_env.codec.wan import CodecConfig, WanCodec
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
 from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.errors import ImageError, InvalidValueError, WeightsError
 from mirage_env.geometry.poses import intrinsics_from_fov
+from mirage_env.memory import MemoryReading, PastFrames
 from mirage_env.memory.latent import MemoryConfig
+from mirage_env.memory.protocol import AnyMemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.training.clips import SKY, ClipStore
@@ -109,6 +112,53 @@ def test_the_denoiser_trains_and_is_bound_to_its_codec(trained, store):
     load_weights(folder / "denoiser.safetensors", Denoiser(DENOISER), "denoiser", codec_hash=codec_hash)
     with pytest.raises(WeightsError, match="take both from one training run"):
         load_weights(folder / "denoiser.safetensors", Denoiser(DENOISER), "denoiser", codec_hash="0" * 64)
+
+
+def test_a_memory_with_weights_trains_along(trained, store):
+    """examples/custom_memory.py: its one parameter learns, and is exported beside the denoiser."""
+    postcard = Postcard()
+    folder, codec, codec_hash = trained
+    loss = WorldLossConfig(batch=2, chunks=(1, 2), keyframe_stride=2)
+    stage = WorldStage(DENOISER, loss, postcard, [store], codec, codec_hash, EYE, held_out=2)
+    assert train(stage, LOOP, folder)
+    assert postcard.contrast.item() != 1.0
+    again = Postcard()
+    load_weights(folder / "memory.safetensors", again, "memory", codec_hash=codec_hash)
+    assert again.contrast.item() == pytest.approx(postcard.contrast.item(), abs=1e-3)
+
+
+class Whisper(torch.nn.Module):
+    """A memory without a grid: the last two frames as references, and tokens to attend to."""
+
+    config_class, state_class = AnyMemoryConfig, PastFrames
+
+    def __init__(self):
+        super().__init__()
+        self.config = AnyMemoryConfig("whisper")
+        self.words = torch.nn.Parameter(torch.randn(3, DENOISER.text_dim))
+
+    def empty(self, channels, device="cpu"):
+        return ()
+
+    def write(self, state, record):
+        grid = record.cameras.resized(record.latents.shape[2:])
+        return PastFrames(record.latents, grid)
+
+    def read(self, state, cameras):
+        return MemoryReading(frames=state[-2:], tokens=self.words)
+
+
+def test_references_and_tokens_reach_the_denoiser(trained, store):
+    folder, codec, codec_hash = trained
+    memory = Whisper()
+    before = memory.words.detach().clone()
+    loss = WorldLossConfig(batch=2, chunks=(1, 2), keyframe_stride=2)
+    stage = WorldStage(DENOISER, loss, memory, [store], codec, codec_hash, EYE, held_out=2)
+    condition, _ = stage.chunks(0, np.array([1, 3]), overlap=3, n=2, rng=None)
+    assert condition.references == 2 and not bool(condition.readout.any())
+    assert torch.equal(condition.context, memory.words.expand(2, -1, -1))
+    assert train(stage, LOOP, folder)
+    assert not torch.equal(before, memory.words)
 
 
 def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
