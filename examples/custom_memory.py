@@ -17,8 +17,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mirage_env.evaluation.walks import evaluate_walk, generate, generate_without_memory, held_out_walks, with_memory
+from mirage_env.evaluation.candidates import generate, with_memory
+from mirage_env.evaluation.scores import Judge
+from mirage_env.evaluation.suites import load_suite
 from mirage_env.memory import ChunkRecord, MemoryReading, State
+from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import AnyMemoryConfig, Encode
 from mirage_env.types import Cameras, Readout
 from mirage_env.world_model import load_world
@@ -66,7 +69,15 @@ class Postcard(nn.Module):
 
 
 if __name__ == "__main__":
-    candidates = {"latent": generate, "postcard": with_memory(Postcard()), "none": generate_without_memory}
-    for walk in held_out_walks(2):
-        for name, scores in evaluate_walk(load_world(), walk, candidates).scores.items():
-            print(f"{walk.family:<12} {name:<9} {scores['psnr_db']:.2f} dB, unseen {scores['unseen_psnr_db']:.2f} dB")
+    model = load_world()
+    answers = {
+        "latent": generate,
+        "postcard": with_memory(lambda _: Postcard()),
+        "none": with_memory(lambda _: NoMemory()),
+    }
+    for take in load_suite("novel-view").takes[:2]:
+        walk = take.walk(model.size)
+        judge = Judge.of(walk, model.latent_size)
+        for name, answer in answers.items():
+            values = judge.score(answer(model, walk)).values
+            print(f"{take.id:<14} {name:<9} {values['psnr_db']:.2f} dB, invented {values['invented_psnr_db']:.2f} dB")

@@ -154,12 +154,13 @@ class WorldModel:
         self.memory = self._placed(memory or make_memory(preset.memory, self.encode))
         self.weights = weights or {}
         """sha256 of every part's file; empty for parts that were not loaded from one."""
-        self._parts: dict[str, Callable[..., Any]] = {
+        self.parts: dict[str, Callable[..., Any]] = {
             "encode": lambda images: self.codec.encode(images).float(),
             "decode": lambda latents, overlap: to_uint8(self.codec.decode_after(overlap, latents)),
             "denoise": lambda noise, condition: sample(self.denoiser, condition, noise, self.preset.sampler),
             "see": lambda *inputs: self.perception(*inputs),
         }
+        """What answers each `Ask`, by the name of its part."""
         self._alike: dict[Any, bool] = {}
 
     @property
@@ -170,6 +171,12 @@ class WorldModel:
         """The same model, and the same weights, with another memory; worlds that this one began do not fit it."""
         other = copy.copy(self)
         other.memory = self._placed(memory)
+        return other
+
+    def with_parts(self, **parts: Callable[..., Any]) -> WorldModel:
+        """The same model with other answers to some of what its worlds ask for; see `parts`."""
+        other = copy.copy(self)
+        other.parts, other._alike = self.parts | parts, {}
         return other
 
     def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, WorldState]:
@@ -315,7 +322,7 @@ class WorldModel:
         Whether a kernel sums alike in a batch and alone depends on the machine, the shapes and the threads. So `exact`
         compares the two when it first meets a case, and where they differ leaves that case to one pass a world.
         """
-        part = self._parts[key[0]]
+        part = self.parts[key[0]]
 
         def alone() -> list[Any]:
             return [part(*one) for one in inputs]
@@ -470,19 +477,25 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_world(preset: str = "mirage-tiny", size: tuple[int, int] = (128, 128), device: str = "auto") -> WorldModel:
+def load_world(
+    preset: str = "mirage-tiny",
+    size: tuple[int, int] = (128, 128),
+    device: str = "auto",
+    weights: str | Path | None = None,
+) -> WorldModel:
     """The preset's world model with its weights; one a process for the same arguments.
 
-    `preset` is a name in `envs_config/` or the path of a YAML; `size` is (H, W). Raises `UnknownNameError`,
-    `InvalidValueError` or `WeightsError`, each in one sentence.
+    `preset` is a name in `envs_config/` or the path of a YAML; `size` is (H, W); `weights` is a folder of weights that
+    were trained for this preset, in place of those that come with it. Raises `UnknownNameError`, `InvalidValueError` or
+    `WeightsError`, each in one sentence.
     """
-    return _load_world(str(preset), check_size(size), str(resolve_device(device)))
+    folder = WEIGHTS / Path(preset).stem if weights is None else Path(weights).expanduser()
+    return _load_world(str(preset), check_size(size), str(resolve_device(device)), folder)
 
 
 @lru_cache(maxsize=4)
-def _load_world(preset: str, size: tuple[int, int], device: str) -> WorldModel:
+def _load_world(preset: str, size: tuple[int, int], device: str, folder: Path) -> WorldModel:
     config = load_config(preset, Preset)
-    folder = WEIGHTS / Path(preset).stem
     files = {part: folder / f"{part}.safetensors" for part in _PARTS}
     codec, denoiser = WanCodec(config.codec), Denoiser(config.denoiser)
     perception = TinyPerception(config.perception)

@@ -55,6 +55,8 @@ def test_everything_it_needs_is_inside(wheel: Path) -> None:
     inside = {name.removeprefix("mirage_env/") for name in names}
     assert {f"envs_config/{path.name}" for path in (ROOT / "envs_config").glob("*.yaml")} <= inside
     assert {f"agents/{path.name}" for path in (ROOT / "agents").glob("*.py")} <= inside
+    suites = (ROOT / "mirage_env" / "evaluation" / "suites").glob("*.json")
+    assert {f"evaluation/suites/{path.name}" for path in suites} | {"evaluation/report.css"} <= inside
     assert {"builtin_images/room.jpg", "builtin_images/README.md", "types.py", "py.typed"} <= inside
     assert {f"weights/mirage-tiny/{part}.safetensors" for part in ("codec", "perception", "denoiser")} <= inside
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mirage_env.codec.wan import to_float, to_uint8
+from mirage_env.errors import InvalidValueError
 from mirage_env.evaluation.metrics import psnr
 from mirage_env.world_model import WorldModel
 
@@ -35,7 +36,7 @@ def codec_psnr(model: WorldModel, pictures: UInt8[Tensor, "n H W 3"]) -> Float[T
 
 def photographs(size: tuple[int, int]) -> dict[str, UInt8[Tensor, "n H W 3"]]:
     """`crops` of each of `PHOTOGRAPHS`."""
-    return {name: crops(_photograph(name), size) for name in PHOTOGRAPHS}
+    return {name: crops(photograph(name), size) for name in PHOTOGRAPHS}
 
 
 def crops(picture: UInt8[np.ndarray, "a b 3"], size: tuple[int, int]) -> UInt8[Tensor, "n H W 3"]:
@@ -51,8 +52,12 @@ def crops(picture: UInt8[np.ndarray, "a b 3"], size: tuple[int, int]) -> UInt8[T
     return torch.from_numpy(np.stack([np.asarray(x) for x in resized]))
 
 
-def _photograph(name: str) -> UInt8[np.ndarray, "a b 3"]:
-    from skimage import data
+def photograph(name: str) -> UInt8[np.ndarray, "a b 3"]:
+    """One of `PHOTOGRAPHS`, uncropped."""
+    try:
+        from skimage import data
+    except ImportError:
+        raise InvalidValueError("photographs come with scikit-image; pip install 'mirage-env[eval]'") from None
 
     picture = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
     return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)

@@ -8,7 +8,7 @@ import torch
 from mirage_env.codec.wan import CodecConfig, WanCodec
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
 from mirage_env.denoise.sampler import SamplerConfig
-from mirage_env.evaluation.walks import Walk
+from mirage_env.evaluation.walk import Walk
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.geometry.projection import backproject
 from mirage_env.memory.latent import MemoryConfig
@@ -32,7 +32,7 @@ def wall_walk(right_m: list[float]) -> Walk:
     nothing = torch.zeros(count, *SIZE, dtype=torch.bool)
     remembered = torch.ones(count, SIZE[0] // 8, SIZE[1] // 8, dtype=torch.bool)
     frames = Frames((127.5 + 100 * waves).to(torch.uint8), depth, nothing, nothing, remembered, cameras)
-    return Walk("wall", 5, frames, 1.2)
+    return Walk("wall", frames, 1.2, seed=5)
 
 
 @pytest.fixture

@@ -10,8 +10,13 @@ from mirage_env.evaluation.metrics import (
     MAX_PSNR_DB,
     abs_rel,
     bootstrap,
+    bootstrap_ratio,
     cells_all,
     cells_to_pixels,
+    gradient_energy,
+    iou,
+    kernel_distance,
+    patch_features,
     pooled_psnr,
     psnr,
     ssim,
@@ -49,7 +54,7 @@ def test_pooling_weighs_pixels_not_pictures():
 def test_ssim_of_plain_pictures_is_their_luminance_term():
     constant = (0.01 * 255) ** 2
     expected = (2 * 100 * 150 + constant) / (100**2 + 150**2 + constant)
-    assert ssim(plain(100), plain(150)).item() == pytest.approx(expected, abs=1e-4)
+    assert ssim(plain(100), plain(150)).item() == pytest.approx(expected, abs=1e-3)
     noise = torch.randint(0, 255, (2, 16, 24, 3), dtype=torch.uint8)
     assert ssim(noise, noise).tolist() == pytest.approx([1.0, 1.0])
 
@@ -78,3 +83,67 @@ def test_bootstrap_intervals():
     # the mean of n draws strays by 1.96 sigma / sqrt(n)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 10, rel=0.1)
     assert bootstrap(values.tolist()) == (mean, low, high, count)
+
+
+def test_ssim_counts_the_mask_alone():
+    picture = torch.randint(0, 255, (1, 32, 32, 3), dtype=torch.uint8)
+    broken, mask = picture.clone(), torch.ones(1, 32, 32, dtype=torch.bool)
+    broken[:, :, 24:] = 0
+    mask[:, :, 16:] = False  # beyond the window's reach
+    assert ssim(broken, picture, mask).item() == pytest.approx(1.0, abs=1e-4)
+    assert ssim(broken, picture).item() < 0.9
+
+
+def test_gradient_energy_of_a_ramp():
+    """Grey grows by 2 levels a pixel to the right and by 1 down."""
+    ramp = (
+        (2 * torch.arange(16)[None, :] + torch.arange(8)[:, None])
+        .to(torch.uint8)[None, :, :, None]
+        .expand(-1, -1, -1, 3)
+    )
+    assert gradient_energy(ramp).item() == pytest.approx(5 / 255**2, rel=1e-4)
+    half = torch.zeros(1, 8, 16, dtype=torch.bool)
+    half[:, :, :8] = True
+    flat = ramp.clone()
+    flat[:, :, 8:] = 100
+    assert gradient_energy(flat, half).item() == pytest.approx(5 / 255**2, rel=1e-4)
+    assert math.isnan(gradient_energy(ramp, half & False))
+
+
+def test_iou_is_pooled():
+    found, truth = torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(2, 4, 4, dtype=torch.bool)
+    found[0, :2], truth[0, 1:3] = True, True
+    assert iou(found, truth) == pytest.approx(4 / 12)
+    assert math.isnan(iou(found & False, truth & False))
+
+
+def test_kernel_distance_tells_textures_apart():
+    whole = torch.ones(4, 64, 64, dtype=torch.bool)
+    rough, alike = (torch.randint(0, 255, (4, 64, 64, 3), dtype=torch.uint8) for _ in range(2))
+    mush = rough.float().mean((1, 2), keepdim=True).expand(4, 64, 64, 3).to(torch.uint8)
+    rough_f, alike_f, mush_f = (patch_features(x, whole) for x in (rough, alike, mush))
+    assert rough_f.shape == (4 * 16, 128)
+    assert abs(kernel_distance(alike_f, rough_f)) < 0.02 * kernel_distance(mush_f, rough_f)
+    assert math.isnan(kernel_distance(rough_f[:1], rough_f))
+    inside = torch.zeros_like(whole)
+    inside[:, :16, :32] = True
+    assert torch.equal(patch_features(rough, inside)[:2], patch_features(rough[:1, :16, :32], whole[:1, :16, :32]))
+    assert len(patch_features(rough, whole, most=7)) == 7
+
+
+def test_kernel_distance_is_the_written_out_estimator():
+    x, y = torch.rand(5, 3, dtype=torch.float64), torch.rand(4, 3, dtype=torch.float64)
+    scale = y.square().mean().sqrt()
+
+    def mean(a: torch.Tensor, b: torch.Tensor, skip: bool) -> float:
+        pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if not (skip and i == j)]
+        return sum(float((a[i] @ b[j] / scale**2 / 3 + 1) ** 3) for i, j in pairs) / len(pairs)
+
+    expected = mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+    assert kernel_distance(x, y) == pytest.approx(expected)
+
+
+def test_the_ratio_of_means_is_paired():
+    above, below = [2.0, 4.0, math.nan, 6.0], [4.0, 8.0, 1.0, 12.0]
+    assert bootstrap_ratio(above, below) == (pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5), 3)
+    assert bootstrap_ratio([math.nan], [1.0]).scenes == 0

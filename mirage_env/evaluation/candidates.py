@@ -1,0 +1,232 @@
+"""Everything that answers a walk: the model, what it is compared with, and the model with one thing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mirage_env.codec.wan import to_float, to_uint8
+from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.evaluation.codec import reconstruct
+from mirage_env.evaluation.metrics import cells_to_pixels
+from mirage_env.evaluation.walk import Guess, Walk
+from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
+from mirage_env.memory.none import NoMemory
+from mirage_env.memory.protocol import ChunkRecord, Memory, State
+from mirage_env.perception.tiny import Perceived
+from mirage_env.types import Frames, Readout
+from mirage_env.world_model import WorldModel
+
+CHUNK = 8
+Answer = Callable[[WorldModel, Walk], Guess]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A named answer to walks."""
+
+    about: str
+    """One sentence for people."""
+    answer: Answer
+    pictures: bool = False
+    """Whether it needs the true pictures of the whole walk."""
+    geometry: bool = False
+    """Whether it needs true depth."""
+    key: str | None = ""
+    """Changes when its answers would, beyond the model's weights; None: never take an earlier answer for this one's."""
+
+    def answers(self, walk: Walk) -> bool:
+        """Whether enough of the walk is known for it."""
+        return (walk.pictures or not self.pictures) and (walk.geometry or not self.geometry)
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
+
+
+def generate(model: WorldModel, walk: Walk) -> Guess:
+    """The model itself, in chunks of `CHUNK` frames."""
+    _, state = model.begin(walk.scene, walk.seed)
+    chunks = []
+    for start in range(0, len(walk.goal), CHUNK):
+        frames, state = model.advance(state, walk.goal.cameras[start : start + CHUNK])
+        chunks.append(frames)
+    frames = Frames.cat(chunks)
+    return Guess(frames.rgb.cpu(), frames.depth_m.cpu())
+
+
+def with_memory(make: Callable[[WorldModel], Memory]) -> Answer:
+    """The same model and weights with another memory."""
+    return lambda model, walk: generate(model.with_memory(make(model)), walk)
+
+
+def paper_memory(model: WorldModel) -> Memory:
+    """Every admissible cell of every keyframe is added (Eq. 6), depth edges too; nothing is ever dropped."""
+    return LatentMemory(MemoryConfig(write_rule="paper", reject_depth_edges=False))
+
+
+class PixelLiftedMemory(LatentMemory):
+    """A cell's token at the point of every one of its pixels, by that pixel's own depth."""
+
+    def write(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
+        rows, columns = (p // c for p, c in zip(record.cameras.size, record.latents.shape[2:], strict=True))
+        pixels = record.latents.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+        return super().write(state, replace(record, latents=pixels))
+
+
+def pixel_lifted_memory(model: WorldModel) -> Memory:
+    return PixelLiftedMemory(replace(latent_config(model), max_points=None))
+
+
+def latent_config(model: WorldModel) -> MemoryConfig:
+    """How the model's memory is written, or the default where it remembers something else than latent points."""
+    config = model.preset.memory
+    return config if isinstance(config, MemoryConfig) else MemoryConfig()
+
+
+def generate_without_filter(model: WorldModel, walk: Walk) -> Guess:
+    """Moving things are remembered where they stood."""
+
+    def see(*inputs: Any) -> Perceived:
+        seen = model.parts["see"](*inputs)
+        return replace(seen, dynamic=torch.zeros_like(seen.dynamic))
+
+    return generate(model.with_parts(see=see), walk)
+
+
+def generate_with_true_depth(model: WorldModel, walk: Walk) -> Guess:
+    """The memory is written at true depth, with true masks."""
+    coming = iter(range(len(walk.truth)))  # a rollout asks for one frame after another
+
+    def see(images: Tensor, *_: Any) -> Perceived:
+        now = [next(coming) for _ in images]
+        depth, sky, dynamic = (
+            x[now].to(images.device) for x in (walk.truth.depth_m, walk.truth.sky, walk.truth.dynamic)
+        )
+        return Perceived(depth, sky, dynamic)
+
+    return replace(generate(model.with_parts(see=see), walk), depth_m=None)
+
+
+def generate_from_video_latents(model: WorldModel, walk: Walk) -> Guess:
+    """Remembers the latents that it denoised, not those of its decoded pictures encoded anew."""
+    denoised: list[Tensor] = []
+
+    def denoise(*inputs: Any) -> Tensor:
+        denoised[:] = [model.parts["denoise"](*inputs)]
+        return denoised[0]
+
+    def encode(images: Tensor) -> Tensor:
+        if not denoised:
+            return model.parts["encode"](images)
+        keys = torch.arange(denoised[0].shape[1] - 1, -1, -model.preset.keyframe_stride).flip(0)
+        return denoised[0][0, keys.to(images.device)].float()
+
+    return generate(model.with_parts(denoise=denoise, encode=encode), walk)
+
+
+# ---- what it is compared with --------------------------------------------------------------------------------------
+
+
+def repeat(model: WorldModel, walk: Walk) -> Guess:
+    """The first frame, again and again."""
+    return Guess(walk.truth.rgb[:1].expand_as(walk.goal.rgb))
+
+
+@torch.inference_mode()
+def warp_true_depth(model: WorldModel, walk: Walk) -> Guess:
+    """What geometry alone gives: the first frame's tokens, written at their true places; holes get its mean colour."""
+    first = walk.truth[:1]
+    camera = first.cameras.to(model.device)
+    rgb, depth, sky, dynamic = (x.to(model.device) for x in (first.rgb, first.depth_m, first.sky, first.dynamic))
+    record = ChunkRecord(model.encode(to_float(rgb)), depth, sky, dynamic, camera, rgb)
+    memory = LatentMemory(latent_config(model))
+    return _warp(model, walk, memory, memory.write(memory.empty(model.codec.channels, model.device), record))
+
+
+def warp_predicted_depth(model: WorldModel, walk: Walk) -> Guess:
+    """The same, with the depth that the model sees in the first frame."""
+    plain = model.with_memory(LatentMemory(latent_config(model)))
+    _, state = plain.begin(walk.scene, walk.seed)
+    return _warp(plain, walk, plain.memory, state.memory)
+
+
+@torch.inference_mode()
+def _warp(model: WorldModel, walk: Walk, memory: Memory, state: State) -> Guess:
+    views = walk.goal.cameras.to(model.device).resized(model.latent_size)
+    shown = memory.read(state, views).grid or Readout.blank(views, model.codec.channels)
+    colour = walk.truth.rgb[0].float().mean((0, 1)).round().to(torch.uint8)
+    plain = colour.expand(1, *model.size, 3)
+    hole = model.encode(to_float(plain.to(model.device)))
+    latents = torch.where(shown.visible[:, None], shown.tokens.float(), hole)
+    with model.precision():
+        rgb = to_uint8(model.codec.decode(latents[:, None])[:, 0]).cpu()
+    visible = cells_to_pixels(shown.visible.cpu(), model.size)
+    return Guess(torch.where(visible[..., None], rgb, plain))
+
+
+def reconstruct_truth(model: WorldModel, walk: Walk) -> Guess:
+    """The true frames through the codec: the ceiling."""
+    return Guess(reconstruct(model, walk.goal.rgb))
+
+
+@torch.inference_mode()
+def see_truth(model: WorldModel, walk: Walk) -> Guess:
+    """What the model's perception sees in each of the true frames alone."""
+    goal = walk.goal
+    nothing = torch.zeros(len(goal), *model.latent_size, device=model.device)
+    images = to_float(goal.rgb.to(model.device))
+    with model.precision():
+        seen = model.perception(images, goal.cameras.to(model.device), nothing, walk.camera_height_m)
+    return Guess(None, seen.depth_m.float().cpu(), seen.sky.cpu(), seen.dynamic.cpu())
+
+
+STANDARD = {
+    "model": Candidate("as shipped", generate),
+    "no-memory": Candidate("the same weights, every readout empty", with_memory(lambda model: NoMemory())),
+    "warp-true-depth": Candidate("the first picture moved by true depth", warp_true_depth, geometry=True),
+    "warp-predicted-depth": Candidate("the first picture moved by the depth that is seen in it", warp_predicted_depth),
+    "first-frame": Candidate("the first picture, repeated", repeat),
+    "codec": Candidate("the true pictures encoded and decoded: the ceiling", reconstruct_truth, pictures=True),
+    "perception": Candidate("depth and masks seen in the true pictures", see_truth, True, True),
+}
+"""What every run scores."""
+REFERENCES = tuple(name for name in STANDARD if name not in ("model", "no-memory"))
+"""What stands beside the frames of another system."""
+ABLATIONS = {
+    "paper-write": Candidate("the paper's write rule: every cell is added", with_memory(paper_memory)),
+    "pixel-lifted": Candidate("tokens lifted at pixel resolution", with_memory(pixel_lifted_memory)),
+    "no-dynamic-filter": Candidate("moving things are remembered, too", generate_without_filter),
+    "true-depth": Candidate("the memory is written at true depth", generate_with_true_depth, geometry=True),
+    "video-latents": Candidate(
+        "denoised latents are remembered, not those of the decoded pictures", generate_from_video_latents
+    ),
+}
+"""One thing changed, the weights kept; `--weights NAME=FOLDER` adds models that were trained otherwise."""
+
+
+def choose_ablations(names: list[str]) -> dict[str, Candidate]:
+    """The named ablations; raises `UnknownNameError` for one that does not exist."""
+    for name in names:
+        if name not in ABLATIONS:
+            raise UnknownNameError("ablation", name, ABLATIONS)
+    return {name: ABLATIONS[name] for name in names}
+
+
+def other_model(model: WorldModel, folder: Path) -> Candidate:
+    """A model that was trained otherwise (two stages, another memory), loaded from its own weights."""
+    key = " ".join(model.weights.values())
+    return Candidate(f"weights of {folder.name}", lambda _, walk: generate(model, walk), key=key)
+
+
+def submission(folder: Path) -> Candidate:
+    """Frames that any other system made; see `exchange.py` for how they lie."""
+    from mirage_env.evaluation.exchange import read_frames
+
+    if not folder.is_dir():
+        raise InvalidValueError(f"no folder of frames at {folder}; `mirage-env eval export` shows how they should lie")
+    return Candidate(f"frames in {folder.name}", lambda _, walk: Guess(read_frames(folder, walk)), key=None)

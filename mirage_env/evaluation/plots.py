@@ -1,0 +1,130 @@
+"""Small plots as inline SVG, so that a report is one file and needs nothing to be drawn or shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import ceil, floor, isfinite, log10
+
+from mirage_env.evaluation.metrics import Interval
+
+COLOURS = ("#2a9d8f", "#e76f51", "#8d6cab", "#457b9d", "#d4a02a", "#6c757d", "#b5476b", "#5a8f3d", "#1d6fb8", "#a0522d")
+"""One a series, in the order in which they are given."""
+
+
+def line_chart(series: Mapping[str, Sequence[Interval]], x_label: str, y_label: str, band: str = "model") -> str:
+    """A line a series over 1, 2, 3 ...; the one called `band` also shows its interval."""
+    drawn = {name: values for name, values in series.items() if values}
+    if not drawn:
+        return ""
+    width, height, left, right, top, bottom = 680, 300, 52, 150, 14, 40
+    count = max(len(values) for values in drawn.values())
+    numbers = [v.mean for values in drawn.values() for v in values if isfinite(v.mean)]
+    ticks = _ticks(min(numbers), max(numbers))
+    low, high = ticks[0], ticks[-1]
+
+    def x(index: float) -> float:
+        return left + (width - left - right) * (index / max(1, count - 1))
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (high - min(max(value, low), high)) / (high - low)
+
+    parts = [_open(width, height, f"{y_label} over {x_label}")]
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for index in sorted({round(i * (count - 1) / 8) for i in range(9)}):
+        parts.append(f'<text x="{x(index):.1f}" y="{height - bottom + 18}" text-anchor="middle">{index + 1}</text>')
+    middle = (left + width - right) / 2
+    parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    labels = []
+    for colour, (name, values) in zip(_colours(len(drawn)), drawn.items(), strict=True):
+        if name == band:
+            edge = [f"{x(i):.1f},{y(v.low):.1f}" for i, v in enumerate(values)]
+            edge += [f"{x(i):.1f},{y(v.high):.1f}" for i, v in reversed(list(enumerate(values)))]
+            parts.append(f'<polygon points="{" ".join(edge)}" fill="{colour}" opacity="0.16"/>')
+        points = " ".join(f"{x(i):.1f},{y(v.mean):.1f}" for i, v in enumerate(values) if isfinite(v.mean))
+        thick = 2.6 if name == band else 1.6
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{thick}"/>')
+        labels.append((y(values[-1].mean), name, colour))
+    for place, (_, name, colour) in zip(
+        _apart([at for at, _, _ in sorted(labels)], 14, height - 8), sorted(labels), strict=True
+    ):
+        parts.append(f'<text x="{width - right + 8}" y="{place + 4:.1f}" style="fill:{colour}">{_words(name)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def interval_chart(rows: Mapping[str, Interval], unit: str, marks: Mapping[str, float] | None = None) -> str:
+    """A dot and a whisker a row; `marks` are labelled vertical lines, such as a floor and an aim."""
+    shown = {name: value for name, value in rows.items() if value.scenes}
+    if not shown:
+        return ""
+    marks = marks or {}
+    width, left, right, step, top = 680, 150, 84, 26, 20 if marks else 4
+    height = top + step * len(shown) + 26
+    numbers = [*(v.low for v in shown.values()), *(v.high for v in shown.values()), *marks.values()]
+    ticks = _ticks(min(numbers), max(numbers))
+    low, high = ticks[0], ticks[-1]
+
+    def x(value: float) -> float:
+        return left + (width - left - right) * (value - low) / (high - low)
+
+    parts = [_open(width, height, f"intervals in {unit or 'no unit'}")]
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{height - 24}"/>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{tick:g}</text>')
+    for name, at in marks.items():
+        parts.append(f'<line class="mark" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{top - 4}" y2="{height - 24}"/>')
+        parts.append(f'<text x="{x(at):.1f}" y="{top - 8}" text-anchor="middle">{escape(name)}</text>')
+    for row, (colour, (name, value)) in enumerate(zip(_colours(len(shown)), shown.items(), strict=True)):
+        y = top + step * (row + 0.5)
+        parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{_words(name)}</text>')
+        parts.append(
+            f'<line x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
+            'stroke-width="3" stroke-linecap="round" opacity="0.55"/>'
+        )
+        parts.append(f'<circle cx="{x(value.mean):.1f}" cy="{y}" r="5" fill="{colour}"/>')
+        parts.append(
+            f'<text class="number" x="{width - right + 10}" y="{y + 4:.1f}">{number(value.mean)} {unit}</text>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def number(value: float) -> str:
+    """Three digits or so."""
+    if not isfinite(value):
+        return "-"
+    return f"{value:.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}"
+
+
+def _open(width: int, height: int, label: str) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+
+
+def _words(name: str) -> str:
+    return escape(name.replace("-", " "))
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers that enclose the range, about five of them."""
+    span = max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-9)
+    rough = span / 4
+    unit = 10.0 ** floor(log10(rough))
+    step = next(s for s in (unit, 2 * unit, 5 * unit, 10 * unit) if s >= rough)
+    first, last = floor(low / step + 1e-9), max(ceil(high / step - 1e-9), floor(low / step + 1e-9) + 1)
+    return [round(step * i, 10) for i in range(first, last + 1)]
+
+
+def _apart(places: Sequence[float], gap: float, last: float) -> list[float]:
+    """Sorted places moved until none is nearer than `gap` to the one before, nor, if there is room, beyond `last`."""
+    down: list[float] = []
+    for place in places:
+        down.append(place if not down else max(place, down[-1] + gap))
+    up: list[float] = []
+    for place in reversed(down):
+        up.append(min(place, last) if not up else min(place, up[-1] - gap))
+    return up[::-1]
