@@ -38,7 +38,7 @@ def readout_study(walk: Walk, grid: tuple[int, int], config: MemoryConfig) -> di
     known = whole & cells_all(seen_in_first_frame(walk.truth), grid)
     # The farthest surface of every cell, by a maximum over its pixels.
     farthest = torch.nn.functional.adaptive_max_pool2d(torch.where(solid, goal.depth_m, 0.0)[:, None], grid)[:, 0]
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     for method in DOWNSAMPLINGS:
         memory = LatentMemory(replace(config, depth_downsample=method))
         shown = memory.read(memory.write(memory.empty(1), record), views).grid
