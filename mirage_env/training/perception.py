@@ -29,7 +29,9 @@ class PerceptionLossConfig:
     scale_noise: float = 0.05
     """Spread of the log scale by which that memory is wrong."""
     gradient_weight: float = 0.5
-    mask_weight: float = 0.2
+    mask_weight: float = 1.0
+    moving_share: float = 0.25
+    """Share of pictures drawn among those in which something moves, which are few."""
     cell_px: int = 8
     """Size of a memory cell."""
 
@@ -55,13 +57,18 @@ class PerceptionStage(Stage):
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
         self.memory = LatentMemory(MemoryConfig())
+        self.moving = [_frames_with_movement(store, len(store) - held_out) for store in stores]
 
     def batch(self, generator: torch.Generator) -> Batch:
         rng = np.random.default_rng(generator.initial_seed())
-        sizes = np.array([len(store) for store in self.stores])
-        store = self.stores[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
+        sizes = np.array([len(store) * store.config.frames for store in self.stores])
+        which = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
+        store, moving = self.stores[which], self.moving[which]
         clips = rng.integers(0, len(store) - self.held_out, self.loss.batch)
         frames, others = rng.integers(0, store.config.frames, (2, self.loss.batch))
+        if len(moving):
+            chosen = rng.random(self.loss.batch) < self.loss.moving_share
+            clips[chosen], frames[chosen] = moving[rng.integers(0, len(moving), int(chosen.sum()))].T
         inputs, depth, sky, dynamic = self._pictures(store, clips, frames, others, rng)
         if rng.random() < 0.5:  # mirrored scenes are scenes, too
             inputs, depth, sky, dynamic = (x.flip(-1) for x in (inputs, depth, sky, dynamic))
@@ -76,9 +83,8 @@ class PerceptionStage(Stage):
         relative = error.clamp(max=2.0).expm1()  # what it will be judged by: too far costs more than too near
         value = 0.5 * (error.abs().mean() + relative.abs().mean())
         gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float()) + F.binary_cross_entropy_with_logits(
-            dynamic_logit, dynamic.float(), pos_weight=dynamic_logit.new_tensor(4.0)
-        )
+        masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
+        masks = masks + F.binary_cross_entropy_with_logits(dynamic_logit, dynamic.float())
         loss = value + self.loss.gradient_weight * gradient + self.loss.mask_weight * masks
         return {"loss": loss, "log_depth": value.detach(), "masks": masks.detach()}
 
@@ -138,6 +144,13 @@ class PerceptionStage(Stage):
         save_weights(
             folder / "perception.safetensors", self.model, {"kind": "perception", "config": self.config, **card}
         )
+
+
+def _frames_with_movement(store: ClipStore, clips: int, pixels: int = 16) -> np.ndarray:
+    """(K, 2): clip and frame of every picture of the first `clips` clips with so many pixels that move."""
+    masks = store.array("masks")
+    counts = [((masks[clip] & DYNAMIC) > 0).sum((1, 2)) for clip in range(clips)]
+    return np.argwhere(np.array(counts).reshape(clips, -1) >= pixels)
 
 
 def _weakened(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:

@@ -106,7 +106,7 @@ class WorldStage(Stage):
 
     def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         rng = np.random.default_rng(generator.initial_seed())
-        shares = np.array([len(store) for store in self.stores], dtype=float)
+        shares = np.array([len(store) * store.config.frames for store in self.stores], dtype=float)
         which = int(rng.choice(len(self.stores), p=shares / shares.sum()))
         n = int(rng.choice(self.loss.chunks))
         overlap = int(rng.integers(0, self.stores[which].config.frames - n))
