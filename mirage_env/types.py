@@ -118,6 +118,11 @@ class Frames:
     def __getitem__(self, index: slice) -> Frames:
         return Frames(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pictures and maps."""
+        return sum(getattr(self, f.name).nbytes for f in fields(self) if f.name != "cameras")
+
     @staticmethod
     def cat(frames: Sequence[Frames]) -> Frames:
         """One run of frames after another."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mirage_env.cache import Cache
 from mirage_env.codec.wan import CodecConfig, WanCodec, to_float, to_uint8
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
@@ -46,6 +48,8 @@ from mirage_env.weights import load_weights
 Part = TypeVar("Part", bound=nn.Module)
 T = TypeVar("T")
 _PARTS = ("codec", "perception", "denoiser")
+_BEGUN_BYTES = 64 * 2**20
+"""How many first frames, with what is remembered of them, a model keeps for the next reset."""
 _PIXELS_AT_ONCE = 1 << 17
 """How much of several worlds goes through a network at once, on a CPU: more does not fit its cache and costs more."""
 
@@ -162,6 +166,7 @@ class WorldModel:
         }
         """What answers each `Ask`, by the name of its part."""
         self._alike: dict[Any, bool] = {}
+        self._begun: Cache[tuple[Frames, WorldState]] = Cache(_BEGUN_BYTES)
 
     @property
     def temporal_stride(self) -> int:
@@ -204,8 +209,14 @@ class WorldModel:
     def begin_many(
         self, scenes: Sequence[SceneSpec], seeds: Sequence[int], exact: bool = True
     ) -> list[tuple[Frames, WorldState]]:
-        """See `begin`."""
-        return self._together([self._begin(*one) for one in zip(scenes, seeds, strict=True)], exact)
+        """See `begin`. A scene that was begun before is not encoded again: only its seed is new."""
+        keys = [_scene_key(scene) for scene in scenes]
+        begun = {key: known for key in keys if (known := self._begun.get(key)) is not None}
+        new = {key: scene for key, scene in zip(keys, scenes, strict=True) if key not in begun}
+        for key, result in zip(new, self._together([self._begin(scene) for scene in new.values()], exact), strict=True):
+            begun[key] = result
+            self._begun.put(key, result, result[0].nbytes + result[1].memory.nbytes)
+        return [(begun[key][0], replace(begun[key][1], seed=seed)) for key, seed in zip(keys, seeds, strict=True)]
 
     def advance_many(
         self, states: Sequence[WorldState], cameras: Sequence[Cameras], exact: bool = True
@@ -217,7 +228,7 @@ class WorldModel:
         """See `draft`."""
         return self._together([self._draft(*one) for one in zip(states, cameras, strict=True)], exact)
 
-    def _begin(self, scene: SceneSpec, seed: int) -> Work[tuple[Frames, WorldState]]:
+    def _begin(self, scene: SceneSpec) -> Work[tuple[Frames, WorldState]]:
         if scene.image is None:
             raise InvalidValueError("a generated world begins with a picture, got none; pass image=")
         if scene.image.shape != (*self.size, 3):
@@ -236,7 +247,7 @@ class WorldModel:
             seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
         memory = self.memory.empty(self.codec.channels, self.device)
         first, memory = self._remember(memory, latents, rgb, seen, camera)
-        state = WorldState(memory, first, first, floor_y, seed, frame=0, drift=0.0)
+        state = WorldState(memory, first, first, floor_y, seed=0, frame=0, drift=0.0)
         remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
 
@@ -418,6 +429,13 @@ class WorldModel:
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+
+def _scene_key(scene: SceneSpec) -> tuple[Any, ...]:
+    """Equal for scenes that begin alike."""
+    arrays = (scene.image, scene.depth_m, scene.world_from_camera.numpy(), scene.intrinsics_px.numpy())
+    digests = (None if a is None else (a.shape, sha256(a.tobytes()).digest()) for a in arrays)
+    return (*digests, scene.camera_height_m, scene.prompt)
 
 
 def _shape(value: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mirage_env"
 
-BASE = {"errors", "resources", "lockstep", "types", "geometry", "config", "images", "cameras_io", "weights"}
+BASE = {"errors", "resources", "cache", "lockstep", "types", "geometry", "config", "images", "cameras_io", "weights"}
 SIBLINGS = {"codec", "perception", "memory", "denoise"}
 WORLD = BASE | SIBLINGS | {"world_model"}
 ENVS = WORLD | {"simulator", "envs"}
@@ -21,6 +21,7 @@ PICTURES = {"contact_sheet", "artefacts"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "resources": {"errors"},
+    "cache": set(),
     "lockstep": set(),
     "types": {"errors"},
     "geometry": {"errors", "types"},

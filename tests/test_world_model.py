@@ -207,8 +207,7 @@ def test_worlds_with_different_pasts_advance_together_as_alone(exact: bool) -> N
 
 
 def test_a_network_that_depends_on_its_company_is_asked_world_by_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build()
-    alone = [model.begin(scene(seed), 0)[1] for seed in range(3)]
+    model, other = build(), build()
     asked: list[int] = []
     encode = model.codec.encode
 
@@ -217,12 +216,13 @@ def test_a_network_that_depends_on_its_company_is_asked_world_by_world(monkeypat
         return encode(images) + len(images) - 1
 
     monkeypatch.setattr(model.codec, "encode", spoilt)
-    for expected in ([1, 1, 1, 3], [1, 1, 1]):
-        for state, (_, many) in zip(alone, model.begin_many([scene(s) for s in range(3)], [0] * 3), strict=True):
-            assert_equal(state, many)
+    for seeds, expected in (((0, 1, 2), [1, 1, 1, 3]), ((3, 4, 5), [1, 1, 1])):
+        scenes = [scene(seed) for seed in seeds]
+        for one, many in zip(scenes, model.begin_many(scenes, seeds), strict=True):
+            assert_equal(other.begin(one, many[1].seed), many)
         assert asked == expected
         asked.clear()
-    assert len(model.begin_many([scene(s) for s in range(3)], [0] * 3, exact=False)) == 3 and asked == [3]
+    assert len(model.begin_many([scene(s) for s in (6, 7, 8)], [0] * 3, exact=False)) == 3 and asked == [3]
 
 
 def test_one_bad_path_among_many_changes_nothing() -> None:
@@ -230,3 +230,23 @@ def test_one_bad_path_among_many_changes_nothing() -> None:
     state = model.begin(scene(), 0)[1]
     with pytest.raises(InvalidValueError, match="positive multiple of 1 cameras, got 0"):
         model.advance_many([state, state], [path(1), path(0)])
+
+
+def test_a_scene_that_was_begun_before_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    encode, encoded = model.codec.encode, []
+    monkeypatch.setattr(model.codec, "encode", lambda images: encoded.append(len(images)) or encode(images))
+    first = model.begin_many([scene(0), scene(0), scene(1)], [1, 2, 3])
+    assert sum(encoded) == 4  # two scenes: each alone and both together, to compare
+    assert [state.seed for _, state in first] == [1, 2, 3]
+    assert_equal(model.begin(scene(0), 2), first[1])
+    assert sum(encoded) == 4
+    for changed in (
+        {"camera_height_m": 1.0},
+        {"world_from_camera": path(1).world_from_camera[0]},
+        {"intrinsics_px": intrinsics_from_fov(1.0, SIZE)},
+        {"depth_m": np.full(SIZE, 2.0, np.float32)},
+    ):
+        before = len(encoded)
+        model.begin(replace(scene(0), **changed), 0)
+        assert len(encoded) == before + 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,11 +22,13 @@ from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.envs.map_view import beside, draw_map
 from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
 from mirage_env.envs.untaken import Untaken
-from mirage_env.envs.world import SceneSpec, World
+from mirage_env.envs.world import Advance, Begin, Draft, Need, SceneSpec, Walk, World, answer
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_array, check_count, check_number
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
+from mirage_env.lockstep import in_step
 from mirage_env.types import Cameras, Frames
 
+T = TypeVar("T")
 FEEDBACK_MODES = ("draft", "hold")
 STOPPED = 0.1
 """An action that asks for less than this share of a full one, in everything, asks to stop."""
@@ -54,6 +56,8 @@ class Episode:
     steps: int = 0
     collisions: int = 0
     over: bool = False
+    skipped: int = 0
+    """By how many steps the running chunk is shorter than others, so that the worlds of a vector stay in phase."""
     trail: tuple[tuple[float, float], ...] = ()
     """The last `TRAIL` places (x, z) of the body, the one now included."""
 
@@ -151,7 +155,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
 
         self._episode: Episode | None = None
         self._closed = False
-        self._untaken = Untaken()
+        self._sharers = 1
+        self._untaken = Untaken(self._sharers)
 
     # ---- where an episode begins ------------------------------------------------------------------------------------
 
@@ -182,6 +187,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """How far the body gets on its level way to `target` (x, z), by the map of what was generated."""
         return episode.occupancy.move((episode.pose.x, episode.pose.z), target, self.collision)
 
+    def motion(self, action: Any) -> actions.Motion:
+        """What `action` asks for, in metres and radians; raises InvalidValueError for one that makes no sense."""
+        return actions.motion_from_action(action, self.action_mode, self.step_m, self.turn_rad)
+
     def plan(self, episode: Episode) -> FloorPlan:
         """Where the body can go: by the map, and through what is unknown."""
         return episode.occupancy.plan(through_unknown=True)
@@ -198,6 +207,16 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode; `options["world_from_camera"]` (4, 4) starts it at another pose of the same scene."""
+        return self._alone(self.resetting(seed, options))
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One action. Raises InvalidValueError for an action that makes no sense; then nothing has changed."""
+        return self._alone(self.stepping(action))
+
+    def resetting(
+        self, seed: int | None = None, options: Mapping[str, Any] | None = None, skipped: int = 0
+    ) -> Walk[tuple[Any, dict[str, Any]]]:
+        """`reset` as a walk; the first chunk is `skipped` steps shorter."""
         super().reset(seed=seed)
         options = options or {}
         known = (*self.reset_options, *getattr(self.task, "reset_options", ()))
@@ -209,10 +228,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         if start is not None:
             start = _check_pose(start, scene.intrinsics_px, self.world.size)
         if self._episode is not None and self._episode.pending:
-            self._episode, _ = self._generated(self._episode)
+            self._episode, _ = yield from self._generated(self._episode)
 
+        frames, state = yield Begin(scene, int(self.np_random.integers(2**31)))
         self._closed = False
-        frames, state = self.world.begin(scene, int(self.np_random.integers(2**31)))
         frames = _on_cpu(frames)
         self._untaken.begin_episode()
         self._untaken.keep(frames)
@@ -221,16 +240,16 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         episode = Episode(scene, about, state, self.start, (), frames[-1:], occupancy, task=None)
         if start is not None:
             way = (start,) * self.world.temporal_stride
-            episode, seen = self._generated(replace(episode, pose=start, pending=(way,)))
-        episode = replace(episode, trail=((episode.pose.x, episode.pose.z),))
+            episode, seen = yield from self._generated(replace(episode, pose=start, pending=(way,)))
+        episode = replace(episode, skipped=skipped, trail=((episode.pose.x, episode.pose.z),))
         moment = self._moment(episode, episode, None, seen, options)
         self._episode = replace(episode, task=self.task.begin(moment, self.np_random))
         return self._observe(self._episode, moment), self._info(self._episode, moment, {})
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """One action. Raises InvalidValueError for an action that makes no sense; then nothing has changed."""
+    def stepping(self, action: Any) -> Walk[tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]]:
+        """`step` as a walk."""
         before = self._running("step")
-        motion = actions.motion_from_action(action, self.action_mode, self.step_m, self.turn_rad)
+        motion = self.motion(action)
         wanted = actions.moved(before.pose, motion, actions.PITCH_LIMIT[self.action_mode])
         reached = self._reached(before, wanted)
         episode = replace(
@@ -243,13 +262,13 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         )
 
         truncated = self.max_episode_steps is not None and episode.steps >= self.max_episode_steps
-        due = truncated or len(episode.pending) >= self.chunk
-        episode, moment, verdict = self._judged(before, episode, action, due)
+        due = truncated or len(episode.pending) + episode.skipped >= self.chunk
+        episode, moment, verdict = yield from self._judged(before, episode, action, due)
         terminated = bool(verdict.terminated)
         if terminated and not due:
-            episode, moment, verdict = self._judged(before, episode, action, True)
+            episode, moment, verdict = yield from self._judged(before, episode, action, True)
         elif not due and self.feedback == "draft":
-            draft = self.world.draft(episode.world, self._cameras(episode, [reached]))
+            draft = yield Draft(episode.world, self._cameras(episode, [reached]))
             episode = replace(episode, shown=_on_cpu(draft))
 
         self._episode = replace(episode, task=verdict.state, over=terminated or truncated)
@@ -271,7 +290,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     def close(self) -> None:
         """Drops the episode and all that was kept; only `reset` works from here."""
         self._episode = None
-        self._untaken = Untaken()
+        self._untaken = Untaken(self._sharers)
         self._closed = True
 
     # ---- beyond Gymnasium -------------------------------------------------------------------------------------------
@@ -304,6 +323,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """
         return self._untaken.take()
 
+    def share_memory(self, sharers: int) -> None:
+        """Divides the memory for frames that nobody takes among `sharers` environments, of which this is one."""
+        self._sharers, self._untaken = sharers, Untaken(sharers)
+
     def snapshot(self) -> tuple[Episode, dict[str, Any]]:
         """The episode and the state of `np_random`, as a value: cheap, and any number may be kept."""
         return self._begun("snapshot"), dict(self.np_random.bit_generator.state)
@@ -311,7 +334,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     def restore(self, snapshot: tuple[Episode, dict[str, Any]]) -> None:
         """Goes back to a snapshot of this or an equal environment; what follows repeats, random numbers included."""
         self._episode, self.np_random.bit_generator.state = snapshot
-        self._untaken = Untaken()
+        self._untaken = Untaken(self._sharers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**EzPickle.__getstate__(self), **{name: self.__dict__.get(name) for name in self._PICKLED}}
@@ -336,6 +359,12 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             raise ResetNeeded(f"{what} was used after the episode ended; call reset() first")
         return episode
 
+    def _alone(self, walk: Walk[T]) -> T:
+        def ask(needs: list[Need]) -> list[Any]:
+            return answer(self.world, needs)
+
+        return in_step([walk], ask)[0]
+
     def _reached(self, episode: Episode, wanted: Pose) -> Pose:
         """What collisions leave of the wanted pose: level motion by `move`, and the camera stays above the floor."""
         if self.collision == "none":
@@ -358,23 +387,23 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         intrinsics = episode.scene.intrinsics_px.expand(len(poses), 3, 3)
         return Cameras(actions.world_from_camera(poses), intrinsics, self.world.size)
 
-    def _generated(self, episode: Episode) -> tuple[Episode, Frames]:
+    def _generated(self, episode: Episode) -> Walk[tuple[Episode, Frames]]:
         """The episode with nothing pending, and what map and task are shown of the frames that took."""
         poses = [pose for way in episode.pending for pose in way]
-        frames, state = self.world.advance(episode.world, self._cameras(episode, poses))
+        frames, state = yield Advance(episode.world, self._cameras(episode, poses))
         frames = _on_cpu(frames)
         self._untaken.keep(frames)
         seen = self.evidence(frames, state)
         occupancy = episode.occupancy.seen(seen[len(episode.pending[0]) - 1 :: len(episode.pending[0])])
-        return replace(episode, world=state, pending=(), shown=frames[-1:], occupancy=occupancy), seen
+        return replace(episode, world=state, pending=(), skipped=0, shown=frames[-1:], occupancy=occupancy), seen
 
     def _judged(
         self, before: Episode, episode: Episode, action: Any, generate: bool
-    ) -> tuple[Episode, tasks.Moment, tasks.Verdict]:
+    ) -> Walk[tuple[Episode, tasks.Moment, tasks.Verdict]]:
         """The episode, with what is pending generated if that is asked for, and what the task says of it."""
         frames = None
         if generate:
-            episode, frames = self._generated(episode)
+            episode, frames = yield from self._generated(episode)
         moment = self._moment(before, episode, action, frames, {})
         verdict = self.task.judge(before.task, moment)
         if not math.isfinite(verdict.reward):

@@ -9,9 +9,13 @@ KEPT_BYTES = 256 * 2**20
 
 
 class Untaken:
-    """Whole chunks of the running episode and of the one before it, at most 256 MiB of each; older ones are gone."""
+    """Whole chunks of the running episode and of the one before it; older ones are gone.
 
-    def __init__(self) -> None:
+    At most 256 MiB of each are kept, which `sharers` environments divide among them.
+    """
+
+    def __init__(self, sharers: int = 1) -> None:
+        self._sharers = sharers
         self._before: list[Frames] = []
         self._now: list[Frames] = []
         self._now_bytes = 0
@@ -24,9 +28,9 @@ class Untaken:
     def keep(self, frames: Frames) -> None:
         """Adds a chunk to the running episode."""
         self._now.append(frames)
-        self._now_bytes += _bytes(frames)
-        while len(self._now) > 1 and self._now_bytes > KEPT_BYTES:
-            self._now_bytes -= _bytes(self._now[0])
+        self._now_bytes += frames.nbytes
+        while len(self._now) > 1 and self._now_bytes > KEPT_BYTES // self._sharers:
+            self._now_bytes -= self._now[0].nbytes
             self._lost += len(self._now.pop(0))
 
     def take(self) -> Frames | None:
@@ -43,7 +47,3 @@ class Untaken:
         if not chunks:
             chunks, self._now, self._now_bytes = self._now, [], 0
         return Frames.cat(chunks) if chunks else None
-
-
-def _bytes(frames: Frames) -> int:
-    return sum(x.nbytes for x in (frames.rgb, frames.depth_m, frames.sky, frames.dynamic, frames.remembered))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from mirage_env.types import Cameras, Frames, SceneSpec
 
-__all__ = ["SceneSpec", "World"]
+__all__ = ["Advance", "Begin", "Draft", "Need", "SceneSpec", "Walk", "World", "answer"]
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -43,3 +46,48 @@ class World(Protocol):
     def stats(self, state: Any) -> dict[str, Any]:
         """`memory_points` and `memory_bytes` (int), `drift` (float, 0 is none)."""
         ...
+
+
+class Begin(NamedTuple):
+    """A walk needs `World.begin`."""
+
+    scene: SceneSpec
+    seed: int
+
+
+class Advance(NamedTuple):
+    """A walk needs `World.advance`."""
+
+    state: Any
+    cameras: Cameras
+
+
+class Draft(NamedTuple):
+    """A walk needs `World.draft`."""
+
+    state: Any
+    cameras: Cameras
+
+
+Need = Begin | Advance | Draft
+Walk = Generator[Need, Any, T]
+"""A reset or a step, up to its result: it yields what it needs of its world, so that many can go together."""
+
+
+def answer(world: World, needs: Sequence[Need], exact: bool = True) -> list[Any]:
+    """What the world gives for each of the needs.
+
+    A world that also has `begin_many`, `advance_many` or `draft_many` (lists of arguments, and `exact`: the same
+    numbers as one by one, to the bit) is asked once for all needs of a kind.
+    """
+    replies: list[Any] = [None] * len(needs)
+    for kind, name in ((Begin, "begin"), (Advance, "advance"), (Draft, "draft")):
+        chosen = [index for index, need in enumerate(needs) if isinstance(need, kind)]
+        many = getattr(world, f"{name}_many", None)
+        if many is not None and chosen:
+            given = many(*map(list, zip(*(needs[index] for index in chosen), strict=True)), exact=exact)
+        else:
+            given = [getattr(world, name)(*needs[index]) for index in chosen]
+        for index, reply in zip(chosen, given, strict=True):
+            replies[index] = reply
+    return replies
