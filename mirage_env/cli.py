@@ -98,12 +98,36 @@ def info() -> None:
     table.add_row("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
     table.add_row("revision", revision() or "installed from a wheel")
     table.add_row("device", device)
-    table.add_row("presets", ", ".join(preset_names()))
+    for name in preset_names():
+        table.add_row("preset", escape(_preset_line(name)))
     table.add_row("images", ", ".join(builtin_names()))
     table.add_row("environments", ", ".join(sorted(name for name in gymnasium.registry if name.startswith("Mirage"))))
     for line in _weights_lines():
         table.add_row("weights", escape(line))
     out.print(table)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A preset, or a checkpoint of the hub as OWNER/NAME.")],
+) -> None:
+    """Download the public checkpoints that a preset names. The only command that goes to the network.
+
+    [dim]mirage-env fetch wan2.2-ti2v-5b[/]
+    """
+    from mirage_env.weights.checkpoint import fetch as download
+
+    if "/" in name and not name.endswith((".yaml", ".yml")):
+        names = [name]
+    else:
+        from mirage_env.config import load_config
+        from mirage_env.world_model import Preset
+
+        names = load_config(name, Preset).checkpoints()
+    for checkpoint in names:
+        out.print(f"{checkpoint}: {escape(str(download(checkpoint)))}")
+    if not names:
+        out.print(f"{escape(name)} needs nothing from the hub")
 
 
 @app.command()
@@ -289,6 +313,18 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InvalidValueError(f'size must look like 128 or 96x160 (HEIGHTxWIDTH), got "{text}"')
     return int(parts[0]), int(parts[-1])
+
+
+def _preset_line(name: str) -> str:
+    """A preset, and the mode that its worlds run in."""
+    from mirage_env.config import load_config
+    from mirage_env.world_model import Preset
+
+    preset = load_config(name, Preset)
+    if preset.mode == "training-free":
+        return f"{name}: memory training-free (readout tokens in the sample)"
+    needs_adapter = preset.weights is not None and preset.adapter is None
+    return f"{name}: memory trained" + (", needs an adapter (none is named)" if needs_adapter else "")
 
 
 def _weights_lines() -> list[str]:

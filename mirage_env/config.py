@@ -34,10 +34,16 @@ def preset_path(name: str) -> Path:
 def load_config(source: str | Path, cls: type[T]) -> T:
     """The dataclass `cls` filled from a preset's name or from a path that ends in .yaml.
 
+    A file with `base: NAME` says only what it changes of that preset, or of the file of that name beside it.
     Fields may be int, float, str, bool, dict, Literal, X | None, tuples of these and further dataclasses. A key that no
     field has, a missing key without default and a value of the wrong type raise InvalidValueError with the key's path.
     """
     path = Path(source) if str(source).endswith((".yaml", ".yml")) else preset_path(str(source))
+    return build(cls, _values(path), path.name)
+
+
+def _values(path: Path, heirs: tuple[Path, ...] = ()) -> Any:
+    """What the file says, on top of what its `base` says: a preset's name, or a file beside it."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -45,7 +51,20 @@ def load_config(source: str | Path, cls: type[T]) -> T:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InvalidValueError(f"{path} cannot be read as YAML: {reason}") from error
-    return build(cls, values, path.name)
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    name = str(values.pop("base"))
+    sibling = path.parent / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    base = sibling if sibling.is_file() and sibling != path else preset_path(name)
+    if base in heirs:
+        raise InvalidValueError(f"{path} is its own base, by way of {base.name}; name another one")
+    return _merged(_values(base, (*heirs, path)), values)
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
 
 
 def build(cls: type[T], values: Any, where: str) -> T:

@@ -24,8 +24,10 @@ from mirage_env.cache import Cache
 from mirage_env.codec.wan import CodecConfig, WanCodec, to_float, to_uint8
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
+from mirage_env.denoise.pretrained import check_scheduler, load_denoiser
 from mirage_env.denoise.sampler import SamplerConfig, sample
-from mirage_env.errors import InvalidValueError, check_array, check_count, check_number, check_size
+from mirage_env.denoise.text import PromptEncoder
+from mirage_env.errors import InvalidValueError, WeightsError, check_array, check_count, check_number, check_size
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
 from mirage_env.lockstep import in_step
 from mirage_env.memory.alignment import align_log_scale
@@ -40,10 +42,13 @@ from mirage_env.memory.protocol import (
     make_memory,
 )
 from mirage_env.memory.recall import recall
-from mirage_env.perception.tiny import Perceived, PerceptionConfig, TinyPerception
-from mirage_env.resources import WEIGHTS, sha256_of
+from mirage_env.perception.composed import ComposedConfig
+from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
+from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.weights import load_weights
+from mirage_env.weights.checkpoint import check_memory, find, is_diffusers, is_hub_id, part_bytes
+from mirage_env.weights.offload import Offload, offload
 
 Part = TypeVar("Part", bound=nn.Module)
 T = TypeVar("T")
@@ -59,11 +64,18 @@ class Preset:
     """A whole world model, as a YAML in `envs_config/` describes it."""
 
     codec: CodecConfig
-    perception: PerceptionConfig
+    perception: ComposedConfig | PerceptionConfig
     memory: AnyMemoryConfig
     """Of the class that its `kind` names: "latent" is `MemoryConfig`."""
     denoiser: DenoiserConfig
     sampler: SamplerConfig
+    weights: str | None = None
+    """Where the weights lie: a folder of this package's, any folder, or a fetched checkpoint of the hub in diffusers'
+    layout. None: the folder in the package that is named like the preset."""
+    adapter: str | None = None
+    """The folder with branch and LoRA that turn a public checkpoint into a Mirage."""
+    offload: Offload = "none"
+    """What waits in main memory: nothing, all parts but the one at work (`model`), or all but two blocks (`group`)."""
     keyframe_stride: int = 4
     """Counting back from a chunk's last latent frame, every how many-th is re-encoded and written to the memory."""
     max_keyframes: int = 64
@@ -77,6 +89,20 @@ class Preset:
             )
         if min(self.keyframe_stride, self.max_keyframes) < 1:
             raise InvalidValueError("keyframe_stride and max_keyframes must be at least 1")
+        if not self.denoiser.memory_layers and not self.sampler.replace:
+            raise InvalidValueError("without memory_layers the memory comes in through sampler.replace; set it above 0")
+        if self.adapter is not None and self.sampler.replace:
+            raise InvalidValueError("an adapter brings the memory in by itself; set sampler.replace to 0")
+
+    def checkpoints(self) -> list[str]:
+        """The names of the hub that this preset takes weights from."""
+        eyes = self.perception.weights() if isinstance(self.perception, ComposedConfig) else []
+        return [name for name in (self.weights, self.adapter, *eyes) if name is not None and is_hub_id(name)]
+
+    @property
+    def mode(self) -> str:
+        """How the memory reaches the denoiser: `trained`, by the branch; or `training-free`, see `SamplerConfig`."""
+        return "training-free" if self.sampler.replace else "trained"
 
 
 @dataclass(frozen=True)
@@ -116,6 +142,8 @@ class WorldState:
     """Latent frames generated so far; with `seed` it decides the next noise."""
     drift: float
     """Mean distance, in latent units, between the last chunk and what the memory had shown it; 0 is none."""
+    prompt: str | None = None
+    """Words that accompany the first picture."""
 
 
 class Ask(NamedTuple):
@@ -136,12 +164,13 @@ class WorldModel:
         self,
         preset: Preset,
         codec: WanCodec,
-        perception: TinyPerception,
+        perception: Perception,
         denoiser: Denoiser,
         size: tuple[int, int],
         device: torch.device | str = "cpu",
         weights: dict[str, str] | None = None,
         memory: Memory | None = None,
+        text: PromptEncoder | None = None,
     ):
         self.preset, self.size, self.device = preset, size, torch.device(device)
         stride = codec.spatial_stride * denoiser.config.patch_size
@@ -152,9 +181,17 @@ class WorldModel:
                 f"the nearest that works is {nearest[0]} x {nearest[1]}"
             )
         self.latent_size = codec.latent_size(size)
-        self.codec = _for_inference(codec, self.device)
-        self.perception = _for_inference(perception, self.device)
-        self.denoiser = _for_inference(denoiser, self.device)
+        resident = self.device if preset.offload == "none" else torch.device("cpu")
+        self.codec = _for_inference(codec, resident, self.device)
+        self.perception = perception  # outside models come as they are: they know their own precision
+        if isinstance(perception, TinyPerception):
+            self.perception = _for_inference(perception, resident, self.device)
+        self.denoiser = _for_inference(denoiser, resident, self.device)
+        if preset.offload != "none":
+            self.codec.mean, self.codec.std = codec.mean.to(self.device), codec.std.to(self.device)
+            eyes = list(perception.children()) if isinstance(perception, nn.Module) else []
+            offload([denoiser.transformer, codec.vae, *eyes], preset.offload, self.device)
+        self.text = text
         self.memory = self._placed(memory or make_memory(preset.memory, self.encode))
         self.weights = weights or {}
         """sha256 of every part's file; empty for parts that were not loaded from one."""
@@ -174,14 +211,26 @@ class WorldModel:
 
     def with_memory(self, memory: Memory) -> WorldModel:
         """The same model, and the same weights, with another memory; worlds that this one began do not fit it."""
-        other = copy.copy(self)
+        other = self._like_this()
         other.memory = self._placed(memory)
+        return other
+
+    def with_perception(self, perception: Perception) -> WorldModel:
+        """The same model, and the same weights, with eyes of your own: any callable that follows `Perception`."""
+        other = self.with_parts(see=lambda *inputs: perception(*inputs))
+        other.perception = perception
         return other
 
     def with_parts(self, **parts: Callable[..., Any]) -> WorldModel:
         """The same model with other answers to some of what its worlds ask for; see `parts`."""
+        other = self._like_this()
+        other.parts = self.parts | parts
+        return other
+
+    def _like_this(self) -> WorldModel:
+        """The same parts; nothing of what this model found out about them."""
         other = copy.copy(self)
-        other.parts, other._alike = self.parts | parts, {}
+        other._alike, other._begun = {}, Cache(_BEGUN_BYTES)
         return other
 
     def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, WorldState]:
@@ -247,7 +296,7 @@ class WorldModel:
             seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
         memory = self.memory.empty(self.codec.channels, self.device)
         first, memory = self._remember(memory, latents, rgb, seen, camera)
-        state = WorldState(memory, first, first, floor_y, seed=0, frame=0, drift=0.0)
+        state = WorldState(memory, first, first, floor_y, seed=0, frame=0, drift=0.0, prompt=scene.prompt)
         remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
 
@@ -289,6 +338,7 @@ class WorldModel:
             seed=state.seed,
             frame=state.frame + len(targets),
             drift=float(moved.mean()) if len(moved) else 0.0,
+            prompt=state.prompt,
         )
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, shown.visible, cameras), after
 
@@ -298,8 +348,8 @@ class WorldModel:
         shown = self.memory.read(state.memory, views).grid or Readout.blank(views, self.codec.channels)
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
-        rgb = (yield Ask("decode", (latents[:, None], last.expand(len(latents), 1, -1, -1, -1))))[:, 0]
-        far = torch.nan_to_num(state.keyframes.depth_m[-1], nan=self.perception.config.max_depth_m)
+        rgb = (yield Ask("decode", (latents[:, None], latents[:, None][:, :0])))[:, 0]
+        far = torch.nan_to_num(state.keyframes.depth_m[-1], nan=self.perception.max_depth_m)
         depth = torch.where(shown.visible, shown.depth_m, far)
         depth = F.interpolate(depth[:, None], size=self.size, mode="nearest")[:, 0]
         nothing = torch.zeros_like(depth, dtype=torch.bool)
@@ -383,6 +433,7 @@ class WorldModel:
             references.latents,
             references.cameras,
             reading.tokens,
+            self.text(state.prompt) if self.text is not None else None,
         )
 
     def _noise(self, state: WorldState, condition: ChunkCondition) -> Float[Tensor, "1 n c h w"]:
@@ -476,9 +527,9 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _for_inference(part: Part, device: torch.device) -> Part:
-    """Frozen, on its device, its matrix weights rounded once to what autocast would round them to at every call."""
-    part = part.to(device).eval().requires_grad_(False)
+def _for_inference(part: Part, resident: torch.device, device: torch.device) -> Part:
+    """Frozen, where it waits, its matrix weights rounded once to what autocast would round them to at every call."""
+    part = part.to(resident).eval().requires_grad_(False)
     if _has_fast_bf16(device):
         for module in part.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.RMSNorm)):
@@ -507,19 +558,26 @@ def load_world(
     were trained for this preset, in place of those that come with it. Raises `UnknownNameError`, `InvalidValueError` or
     `WeightsError`, each in one sentence.
     """
-    folder = WEIGHTS / Path(preset).stem if weights is None else Path(weights).expanduser()
+    folder = None if weights is None else str(weights)
     return _load_world(str(preset), check_size(size), str(resolve_device(device)), folder)
 
 
 @lru_cache(maxsize=4)
-def _load_world(preset: str, size: tuple[int, int], device: str, folder: Path) -> WorldModel:
-    config = load_config(preset, Preset)
+def _load_world(preset: str, size: tuple[int, int], device: str, weights: str | None) -> WorldModel:
+    config, place = load_config(preset, Preset), torch.device(device)
+    folder = find(weights or config.weights or Path(preset).stem)
+    if is_diffusers(folder):
+        return _load_released(config, folder, size, place)
     files = {part: folder / f"{part}.safetensors" for part in _PARTS}
     codec, denoiser = WanCodec(config.codec), Denoiser(config.denoiser)
-    perception = TinyPerception(config.perception)
     load_weights(files["codec"], codec, "codec")
     hashes = {part: sha256_of(path) for part, path in files.items() if path.exists()}
-    load_weights(files["perception"], perception, "perception")
+    perception: Perception
+    if isinstance(config.perception, PerceptionConfig):
+        perception = TinyPerception(config.perception)
+        load_weights(files["perception"], perception, "perception")
+    else:
+        perception = config.perception.load(place, weight_dtype(place))
     load_weights(files["denoiser"], denoiser, "denoiser", codec_hash=hashes["codec"])
     model = WorldModel(config, codec, perception, denoiser, size, device, hashes)
     if isinstance(model.memory, nn.Module):
@@ -527,6 +585,44 @@ def _load_world(preset: str, size: tuple[int, int], device: str, folder: Path) -
         load_weights(path, model.memory, "memory", codec_hash=hashes["codec"])
         hashes["memory"] = sha256_of(path)
     return model
+
+
+def _load_released(config: Preset, checkpoint: Path, size: tuple[int, int], device: torch.device) -> WorldModel:
+    """The parts of a public checkpoint in diffusers' layout, and the adapter that makes a Mirage of them."""
+    if isinstance(config.perception, PerceptionConfig):
+        raise InvalidValueError("a public checkpoint brings no eyes of its own; set perception to depth and masks")
+    if config.denoiser.memory_layers and config.adapter is None:
+        raise WeightsError(
+            f"{checkpoint.name} has not learned to read the memory and the preset names no adapter; set adapter to the "
+            "folder of a trained one, train one (mirage-env train --recipe wan2.2-ti2v-5b), or use the training-free "
+            "preset (wan2.2-ti2v-5b-training-free)"
+        )
+    adapter = None if config.adapter is None else find(config.adapter)
+    dtype = weight_dtype(device)
+    stored = {part: part_bytes(checkpoint / part) for part in ("transformer", "vae")}
+    share = dtype.itemsize / 4  # released in float32, which is the most that a file can hold
+    needed = int(sum(stored.values()) * share) + (0 if adapter is None else _folder_bytes(adapter))
+    check_memory(f"{checkpoint.name} in {dtype}", needed, "cpu", "close other programs or use a larger machine")
+    if config.offload == "none":
+        check_memory(f"{checkpoint.name} in {dtype}", needed, device, "set offload: model, or group, in the preset")
+    check_scheduler(checkpoint, config.sampler)
+    codec = WanCodec.from_checkpoint(checkpoint, config.codec, dtype)
+    denoiser = load_denoiser(checkpoint, config.denoiser, dtype, adapter)
+    perception = config.perception.load(device if config.offload == "none" else torch.device("cpu"), dtype)
+    weights = {"checkpoint": checkpoint.name} | (
+        {} if adapter is None else {"adapter": sha256_of(adapter / "config.json")}
+    )
+    text = PromptEncoder(checkpoint, device, dtype)
+    return WorldModel(config, codec, perception, denoiser, size, device, weights, text=text)
+
+
+def weight_dtype(device: torch.device) -> torch.dtype:
+    """The precision that weights are held in: what `WorldModel.precision` computes in."""
+    return torch.bfloat16 if _has_fast_bf16(device) else torch.float32
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 @dataclass(frozen=True)
@@ -580,6 +676,7 @@ def generate(
             progress(min(start + step, len(cameras)), len(cameras))
     metadata = {
         "preset": preset,
+        "memory_mode": model.preset.mode,
         "weights_sha256": model.weights,
         "seed": seed,
         "chunk": chunk,

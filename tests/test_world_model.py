@@ -250,3 +250,14 @@ def test_a_scene_that_was_begun_before_is_not_encoded_again(monkeypatch: pytest.
         before = len(encoded)
         model.begin(replace(scene(0), **changed), 0)
         assert len(encoded) == before + 1
+
+
+def test_a_model_with_other_eyes_does_not_begin_with_what_the_first_one_saw() -> None:
+    model = build()
+    seen = model.begin(scene(), 0)[0].depth_m
+
+    def farther(*inputs):
+        perceived = model.perception(*inputs)
+        return replace(perceived, depth_m=2 * perceived.depth_m)
+
+    torch.testing.assert_close(model.with_parts(see=farther).begin(scene(), 0)[0].depth_m, 2 * seen)

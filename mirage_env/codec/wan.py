@@ -8,6 +8,8 @@ the same numbers for a third of the arithmetic and of the file, and every latent
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, patchify, unpatchify
@@ -15,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from mirage_env.errors import InvalidValueError
+from mirage_env.weights.checkpoint import part_bytes, part_config
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,25 @@ class CodecConfig:
 
     def build(self) -> AutoencoderKLWan:
         """The untrained network."""
-        return AutoencoderKLWan(
-            base_dim=self.base_dim,
-            decoder_base_dim=self.decoder_base_dim,
-            z_dim=self.channels,
-            dim_mult=list(self.dim_mult),
-            num_res_blocks=self.num_res_blocks,
-            temperal_downsample=list(self.temporal_downsample),
-            latents_mean=[0.0] * self.channels,
-            latents_std=[1.0] * self.channels,
-            is_residual=self.is_residual,
-            in_channels=3 * self.patch_size**2,
-            out_channels=3 * self.patch_size**2,
-            patch_size=self.patch_size if self.patch_size > 1 else None,
-            scale_factor_temporal=self.temporal_stride,
-            scale_factor_spatial=self.spatial_stride,
-        )
+        channels = self.channels
+        return AutoencoderKLWan(**self.shape(), latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
+
+    def shape(self) -> dict[str, Any]:
+        """The same in the words of `AutoencoderKLWan`."""
+        return {
+            "base_dim": self.base_dim,
+            "decoder_base_dim": self.decoder_base_dim,
+            "z_dim": self.channels,
+            "dim_mult": list(self.dim_mult),
+            "num_res_blocks": self.num_res_blocks,
+            "temperal_downsample": list(self.temporal_downsample),
+            "is_residual": self.is_residual,
+            "in_channels": 3 * self.patch_size**2,
+            "out_channels": 3 * self.patch_size**2,
+            "patch_size": self.patch_size if self.patch_size > 1 else None,
+            "scale_factor_temporal": self.temporal_stride,
+            "scale_factor_spatial": self.spatial_stride,
+        }
 
 
 class FrameConv(nn.Conv2d):
@@ -125,6 +131,15 @@ class WanCodec(nn.Module):
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(vae.config.latents_std, dtype=torch.float32))
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Path, config: CodecConfig, dtype: torch.dtype) -> WanCodec:
+        """The VAE of a checkpoint in diffusers' layout; raises `WeightsError` where it is not the one of `config`."""
+        folder = checkpoint / "vae"
+        part_config(folder, {"_class_name": "AutoencoderKLWan"} | config.shape())
+        part_bytes(folder)
+        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        return cls(config, vae)
+
     @property
     def channels(self) -> int:
         return self.config.channels
@@ -161,18 +176,21 @@ class WanCodec(nn.Module):
         return self.decode_raw(z.flatten(0, 1)).clamp(-1.0, 1.0).unflatten(0, (b, t))
 
     def decode_after(
-        self, overlap: Float[Tensor, "b 1 c h w"], latents: Float[Tensor, "b t c h w"]
+        self, overlap: Float[Tensor, "b o c h w"], latents: Float[Tensor, "b t c h w"]
     ) -> Float[Tensor, "b frames 3 H W"]:
-        """The t * temporal_stride frames that follow the overlap frame, decoded afresh with it as one short video."""
+        """The t * temporal_stride frames that follow the overlap frame, decoded afresh with it as one short video.
+
+        Without an overlap frame (o = 0) the first latent is an image latent, and one frame, itself.
+        """
         if self.frames_alone:  # the overlap frame could not change them
             return self.decode(latents)
-        return self.decode(torch.cat([overlap, latents], 1))[:, 1:]
+        return self.decode(torch.cat([overlap, latents], 1))[:, overlap.shape[1] :]
 
     def moments(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n d h w"]:
         """Mean and log-variance of the posterior, before normalisation."""
         x = images[:, :, None]
         if not self.frames_alone:
-            return self.vae._encode(x)[:, :, 0]
+            return self.vae.encode(x).latent_dist.parameters[:, :, 0]
         x = patchify(x, self.config.patch_size)
         x = x[:, :, 0].contiguous(memory_format=torch.channels_last)[:, :, None]
         return self.vae.quant_conv(self.vae.encoder(x))[:, :, 0]

@@ -33,6 +33,8 @@ class DenoiserConfig:
     memory_layers: tuple[int, ...] = (0, 3)
     patch_size: int = 2
     text_dim: int = 64
+    learned_text: bool = True
+    """One learned token stands in for words; else the conditions bring the embedding of a prompt."""
     prediction: Literal["velocity", "residual"] = "residual"
     """`residual`: the output is how the clean latent differs from the warped readout; zero weights give the warp."""
     warp_error: float = 0.8
@@ -78,7 +80,7 @@ class DenoiserConfig:
             memory_layers=self.memory_layers,
             readout_channels=READOUT_CHANNELS if self.extra_readout else 1,
             ray_channels=RAY_CHANNELS if self.rays else 0,
-            learned_text=True,
+            learned_text=self.learned_text,
             rope_max_seq_len=256,
         )
         if self.prediction == "residual":
@@ -105,24 +107,32 @@ class ChunkCondition:
     references: int
     context: Float[Tensor, "b l d"] | None = None
     """What the memory has to say besides the readout, to attend to beside the text; d is `text_dim`."""
+    text: Float[Tensor, "b l d"] | None = None
+    """The prompt's embedding, where the backbone reads words."""
+    memory_scale: float = 1.0
+    """How much of the branch's hints the backbone gets; 0 switches the branch off."""
 
     @property
     def base(self) -> Float[Tensor, "b n c h w"]:
         """The warp: the readout, and where that is empty the overlap frame."""
         return self.clean[:, self.noisy]
 
+    @property
+    def seen(self) -> Bool[Tensor, "b n 1 h w"]:
+        """The target cells that the memory shows."""
+        return self.readout_extra[:, self.noisy[self.references :], :1] > 0
+
     def to(self, device: torch.device | str) -> ChunkCondition:
         """The same condition on another device."""
-        names = ("clean", "noisy", "readout", "readout_extra", "rays", "context")
+        names = ("clean", "noisy", "readout", "readout_extra", "rays", "context", "text")
         return replace(self, **{x: getattr(self, x).to(device) for x in names if getattr(self, x) is not None})
 
     @staticmethod
     def cat(conditions: list[ChunkCondition]) -> ChunkCondition:
         """Worlds with equal segment lengths side by side."""
-        names = ["clean", "readout", "readout_extra", "rays"]
-        if conditions[0].context is not None:
-            names.append("context")
-        worlds: dict[str, Any] = {x: torch.cat([getattr(c, x) for c in conditions]) for x in names}
+        names = ("clean", "readout", "readout_extra", "rays", "context", "text")
+        given = [x for x in names if getattr(conditions[0], x) is not None]
+        worlds: dict[str, Any] = {x: torch.cat([getattr(c, x) for c in conditions]) for x in given}
         return replace(conditions[0], **worlds)
 
 
@@ -134,6 +144,7 @@ def make_condition(
     references: Float[Tensor, "r c h w"],
     reference_cameras: Cameras,
     context: Float[Tensor, "l d"] | None = None,
+    text: Float[Tensor, "1 l d"] | None = None,
 ) -> ChunkCondition:
     """The condition of one world's next chunk.
 
@@ -155,6 +166,7 @@ def make_condition(
         rays=ray_channels(cameras, history_cameras[-1:])[None],
         references=len(references),
         context=None if context is None else context[None],
+        text=text,
     )
 
 
@@ -197,7 +209,10 @@ class Denoiser(nn.Module):
         return replace(condition, clean=clean)
 
     def clean(
-        self, sample: Float[Tensor, "b n c h w"], sigma: Float[Tensor, " b"], condition: ChunkCondition
+        self,
+        sample: Float[Tensor, "b n c h w"],
+        sigma: Float[Tensor, " b"],
+        condition: ChunkCondition,
     ) -> Float[Tensor, "b n c h w"]:
         """Predicted clean target latents x_0 at noise level `sigma` in (0, 1]."""
         noisy = condition.noisy
@@ -216,6 +231,7 @@ class Denoiser(nn.Module):
             readout_extra=extra.to(frames.dtype).transpose(1, 2),
             rays=condition.rays.to(frames.dtype).transpose(1, 2) if self.config.rays else None,
             references=condition.references,
+            memory_scale=condition.memory_scale,
         ).transpose(1, 2)[:, noisy]
         if self.config.prediction == "residual":
             return condition.base + self._doubt(condition) * output.float()
@@ -223,11 +239,13 @@ class Denoiser(nn.Module):
 
     def _text(self, condition: ChunkCondition) -> Float[Tensor, "b l d"] | None:
         """What the transformer attends to besides frames; None is its learned null text alone."""
-        if condition.context is None:
-            return None
-        assert self.transformer.null_text is not None
-        null = self.transformer.null_text.expand(len(condition.clean), -1, -1)
-        return torch.cat([null, condition.context.to(null.dtype)], 1)
+        text, context = condition.text, condition.context
+        if context is None:
+            return text
+        if text is None:
+            assert self.transformer.null_text is not None
+            text = self.transformer.null_text.expand(len(context), -1, -1)
+        return torch.cat([text, context.to(text.dtype)], 1)
 
     def _guess(
         self, sample: Float[Tensor, "b n c h w"], sigma: Float[Tensor, " b"], base: Float[Tensor, "b n c h w"]
@@ -246,4 +264,4 @@ class Denoiser(nn.Module):
         """How freely each target cell may leave the warp: 0 where the camera is back where a token was written."""
         targets = condition.readout_extra[:, condition.noisy[condition.references :]]
         distance = targets[:, :, 1:3].norm(dim=2, keepdim=True)
-        return torch.where(targets[:, :, :1] > 0, (distance / self.config.trust_cells).clamp(max=1.0), 1.0)
+        return torch.where(condition.seen, (distance / self.config.trust_cells).clamp(max=1.0), 1.0)

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from mirage_env.errors import InvalidValueError
 
+BRANCH = ("memory_blocks.", "readout_embedding.", "ray_embedding.")
+"""Beginnings of the names of all that is ours and not the backbone's."""
+
 Rotary = tuple[Float[Tensor, "1 l 1 d"], Float[Tensor, "1 l 1 d"]]
 
 
@@ -57,6 +60,12 @@ class MemoryBlock(FrameBlock):
         super().__init__(dim, ffn_dim, heads, **options)
         self.proj_in = nn.Linear(dim, dim) if first else None
         self.proj_out = nn.Linear(dim, dim)
+        self.reset_projections()
+
+    def reset_projections(self) -> None:
+        """The way in at random, the way out at zero: the branch says nothing until it is trained."""
+        if self.proj_in is not None:
+            self.proj_in.reset_parameters()
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
@@ -78,9 +87,10 @@ class MemoryBlock(FrameBlock):
 class MemoryTransformer(WanTransformer3DModel):
     """A Wan transformer that reads the latent spatial memory.
 
-    `memory_layers` are the backbone layers that get a hint (the paper: 0, 4, ..., 28). The branch embeds the readout
-    with the backbone's own patch embedding; `readout_channels` further channels of the readout (the mask first) and
-    `ray_channels` of camera rays, for all frames, come through zero-initialised embeddings of their own.
+    `memory_layers` are the backbone layers that get a hint (the paper: 0, 4, ..., 28; none: no branch). The branch
+    embeds the readout with the backbone's own patch embedding; `readout_channels` further channels of the readout (the
+    mask first) and `ray_channels` of camera rays, for all frames, come through zero-initialised embeddings of their
+    own.
     """
 
     _skip_layerwise_casting_patterns: ClassVar = [
@@ -135,7 +145,7 @@ class MemoryTransformer(WanTransformer3DModel):
             rope_max_seq_len,
             pos_embed_seq_len,
         )
-        if not memory_layers or min(memory_layers) < 0 or max(memory_layers) >= num_layers:
+        if any(not 0 <= layer < num_layers for layer in memory_layers):
             raise InvalidValueError(f"memory_layers must lie between 0 and {num_layers - 1}, got {memory_layers}")
         dim = num_attention_heads * attention_head_dim
         options = {"qk_norm": qk_norm, "cross_attn_norm": cross_attn_norm, "eps": eps}
@@ -146,7 +156,7 @@ class MemoryTransformer(WanTransformer3DModel):
         self.memory_blocks = nn.ModuleList(
             MemoryBlock(dim, ffn_dim, num_attention_heads, first=i == 0, **options) for i in range(len(memory_layers))
         )
-        self.readout_embedding = _zero_conv(readout_channels, dim, patch_size)
+        self.readout_embedding = _zero_conv(readout_channels, dim, patch_size) if memory_layers else None
         self.ray_embedding = _zero_conv(ray_channels, dim, patch_size) if ray_channels else None
         self.null_text = nn.Parameter(torch.zeros(1, 1, text_dim)) if learned_text else None
 
@@ -197,14 +207,17 @@ class MemoryTransformer(WanTransformer3DModel):
             if self.null_text is None:
                 raise InvalidValueError("this backbone has no learned null text; pass encoder_hidden_states")
             encoder_hidden_states = self.null_text.expand(batch, -1, -1)
-        embedded, modulation, text, _ = self.condition_embedder(
-            timestep.flatten(), encoder_hidden_states, None, timestep_seq_len=frames
-        )
-        modulation = modulation.unflatten(2, (6, -1))
+        embedder = self.condition_embedder
+        text = embedder.text_embedder(encoder_hidden_states)
+        with torch.autocast(timestep.device.type, enabled=False):  # in the precision of its weights, as diffusers does
+            waves = embedder.timesteps_proj(timestep.flatten()).unflatten(0, (batch, frames))
+            embedded = embedder.time_embedder(waves.to(embedder.time_embedder.linear_1.weight.dtype))
+        embedded = embedded.type_as(text)
+        modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(2, (6, -1))
 
         hints: dict[int, Tensor] = {}
         skip = references * rows * columns
-        if readout is not None and memory_scale:
+        if readout is not None and memory_scale and self.readout_embedding is not None:
             branch = self.patch_embedding(readout)
             if readout_extra is not None:
                 branch = branch + self.readout_embedding(readout_extra)
@@ -231,17 +244,44 @@ class MemoryTransformer(WanTransformer3DModel):
         return block(*inputs)
 
     @classmethod
-    def from_backbone(cls, backbone: WanTransformer3DModel, memory_layers: tuple[int, ...]) -> MemoryTransformer:
-        """The paper's start: a copy of the backbone whose branch copies the backbone's blocks and adds nothing yet."""
+    def from_backbone(
+        cls,
+        backbone: WanTransformer3DModel,
+        memory_layers: tuple[int, ...],
+        readout_channels: int = 1,
+        ray_channels: int = 0,
+    ) -> MemoryTransformer:
+        """The paper's start: the backbone's own tensors, and a branch that copies its blocks and adds nothing yet.
+
+        Nothing of the backbone's size is initialised only to be overwritten: the model is laid out without memory and
+        given tensors, each in the backbone's precision.
+        """
         options = {k: v for k, v in dict(backbone.config).items() if not k.startswith("_")}
-        model = cls(**options, memory_layers=tuple(memory_layers))
+        options["patch_size"] = tuple(options["patch_size"])  # a config from a file has lists
+        with torch.device("meta"):
+            model = cls(
+                **options,
+                memory_layers=tuple(memory_layers),
+                readout_channels=readout_channels,
+                ray_channels=ray_channels,
+            )
+        model.rope = backbone.rope  # its tables are not part of the state
         missing, unexpected = model.load_state_dict(backbone.state_dict(), strict=False, assign=True)
-        assert not unexpected and all(key.split(".")[0] in ("memory_blocks", "readout_embedding") for key in missing)
+        assert not unexpected and all(key.startswith(BRANCH) for key in missing)
         for block, layer in zip(model.memory_blocks, memory_layers, strict=True):
             source = {key: value.clone() for key, value in backbone.blocks[layer].state_dict().items()}
-            assert all(
-                k.startswith("proj_") for k in block.load_state_dict(source, strict=False, assign=True).missing_keys
-            )
+            missing = block.load_state_dict(source, strict=False, assign=True).missing_keys
+            assert all(key.startswith("proj_") for key in missing)
+        like = backbone.proj_out.weight
+        for module in model.modules():
+            own = [p for p in module.parameters(recurse=False) if p.is_meta]
+            if own:
+                module.to_empty(device=like.device, recurse=False).to(like.dtype)
+        for block in model.memory_blocks:
+            block.reset_projections()
+        for embedding in (model.readout_embedding, model.ray_embedding):
+            if embedding is not None:
+                nn.init.zeros_(embedding.weight)
         return model.train(backbone.training)
 
 

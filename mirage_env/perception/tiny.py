@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,11 +33,14 @@ class Perceived:
     dynamic: Bool[Tensor, "T H W"]
 
 
+@runtime_checkable
 class Perception(Protocol):
     """Anything that sees depth, sky and moving things in pictures."""
 
     frames_alone: bool
     """Whether every picture is seen by itself, so that pictures of several worlds can be seen at once."""
+    max_depth_m: float
+    """How far it sees."""
 
     def __call__(
         self,
@@ -85,7 +88,7 @@ class TinyPerception(nn.Module):
 
     def __init__(self, config: PerceptionConfig):
         super().__init__()
-        self.config = config
+        self.config, self.max_depth_m = config, config.max_depth_m
         widths = config.widths
         self.stem = nn.Conv2d(4 * INPUT_CHANNELS, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))

@@ -21,7 +21,7 @@ from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import Denoiser
 from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
 from mirage_env.memory import Memory, make_memory
-from mirage_env.perception.tiny import TinyPerception
+from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
@@ -144,7 +144,7 @@ def run_stage(
     if stage == "codec":
         job = CodecStage(preset.codec, training.loss, *_pictures(stores, recipe, photos, folder), device=device)
     elif stage == "perception":
-        job = PerceptionStage(preset.perception, training.loss, stores, device=device)
+        job = PerceptionStage(_eyes(preset), training.loss, stores, device=device)
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
@@ -165,9 +165,15 @@ def _codec(preset: Preset, folder: Path) -> tuple[WanCodec, str]:
     return codec, sha256_of(path)
 
 
+def _eyes(preset: Preset) -> PerceptionConfig:
+    if not isinstance(preset.perception, PerceptionConfig):
+        raise InvalidValueError("a preset that sees by outside models has no perception to train")
+    return preset.perception
+
+
 def _perception(preset: Preset, folder: Path) -> tuple[TinyPerception, str]:
     path = folder / "perception.safetensors"
-    perception = TinyPerception(preset.perception).eval()
+    perception = TinyPerception(_eyes(preset)).eval()
     load_weights(path, perception, "perception")
     return perception, sha256_of(path)
 
