@@ -1,17 +1,32 @@
 import math
+from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import project
 from mirage_env.memory.reference import splat_by_loops
-from mirage_env.memory.splat import frontmost, splat
+from mirage_env.memory.splat import Cloud, frontmost, splat, splat_many
 from mirage_env.types import Cameras, Readout
 
+SPLAT = import_module("mirage_env.memory.splat")  # the package's own name for it is the function
 FIELDS = ("tokens", "visible", "depth_m", "offset", "index")
+
+
+@pytest.fixture(scope="module", params=["torch", "numba"], autouse=True)
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test of this file holds for every kernel."""
+    patch = pytest.MonkeyPatch()
+    numba = SPLAT._load_numba()
+    assert numba is not None
+    patch.setattr(SPLAT, "_numba", lambda pairs: numba if request.param == "numba" else None)
+    yield request.param
+    patch.undo()
 
 
 def straight_ahead(size: tuple[int, int] = (4, 4), focal: float = 4.0) -> Cameras:
@@ -208,3 +223,56 @@ def test_half_precision_tokens_come_back_exactly() -> None:
     token = torch.tensor([[0.1, -65504.0]], dtype=torch.float16)
     readout = splat(torch.tensor([[0.1, 0.1, 1.0]]), token, torch.arange(1), straight_ahead())
     assert torch.equal(readout.tokens[0, :, 2, 2], token[0].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tokens_of_any_kind(dtype: torch.dtype) -> None:
+    tokens = torch.randint(-100, 100, (40, 3)).to(dtype)
+    points, ids, cameras = torch.randn(40, 3), torch.arange(40), looking_around(2, (5, 7))
+    assert_same(splat(points, tokens, ids, cameras), splat(points, tokens.float(), ids, cameras))
+
+
+def test_tokens_that_are_learned_get_their_gradient() -> None:
+    tokens = torch.randn(60, 3, requires_grad=True)
+    readout = splat(torch.randn(60, 3), tokens, torch.arange(60), looking_around(2, (4, 4)))
+    readout.tokens.sum().backward()
+    assert tokens.grad is not None
+    shown = torch.bincount(readout.index[readout.visible], minlength=60)
+    assert torch.equal(tokens.grad, shown[:, None].expand(60, 3).float())
+
+
+def test_tensors_that_are_not_contiguous() -> None:
+    points, tokens, ids = torch.randn(3, 50).T, torch.randn(4, 50).T, torch.arange(100)[::2]
+    cameras = looking_around(4, (5, 6))
+    assert_same(splat(points, tokens, ids, cameras[::2]), splat_by_loops(points, tokens, ids, cameras[::2]))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_does_not_matter(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirage_env.memory.splat_cpu._PAIRS_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    points, tokens, ids = torch.randn(3000, 3), torch.randn(3000, 5), torch.arange(3000)
+    cameras = looking_around(7, (9, 8))
+    together = splat(points, tokens, ids, cameras)
+    for view in range(7):
+        alone = splat(points, tokens, ids, cameras[view : view + 1])
+        for name in FIELDS:
+            assert torch.equal(getattr(together, name)[view], getattr(alone, name)[0])
+
+
+def test_ragged_worlds_are_read_together() -> None:
+    clouds = [Cloud(torch.randn(n, 3), torch.randn(n, 4), torch.randperm(n)) for n in (50, 0, 7, 300)]
+    cameras = [looking_around(views, (5, 6)) for views in (2, 3, 0, 5)]
+    for readout, cloud, views in zip(splat_many(clouds, cameras), clouds, cameras, strict=True):
+        assert_same(readout, splat(*cloud, views))
+    assert splat_many([], []) == []
+    with pytest.raises(InvalidValueError, match="4 clouds need as many lists of cameras, got 3"):
+        splat_many(clouds, cameras[:3])
+
+
+def test_mixed_devices_and_dtypes_are_refused(unchecked: None) -> None:
+    points, tokens, ids, cameras = torch.randn(4, 3), torch.randn(4, 2), torch.arange(4), straight_ahead()
+    with pytest.raises(InvalidValueError, match=r"must share a device, got \['cpu', 'meta'\]"):
+        splat(points, tokens.to("meta"), ids, cameras)
+    with pytest.raises(InvalidValueError, match=r"must be float32, got \['float32', 'float64'\]; call \.float\(\)"):
+        splat(points.double(), tokens, ids, cameras)

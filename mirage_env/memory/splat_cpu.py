@@ -1,0 +1,145 @@
+"""The readout on a CPU: one pass over the points, compiled by numba, views shared out among threads.
+
+The same arithmetic as `reference.py`, operation by operation in float32 and without contraction, so that the results
+are equal to the bit. Threads are Python's (the kernels run without the GIL): numba's own would compile for seconds, and
+would not know of `torch.set_num_threads`. Compiled once a machine: beside this file, or where that is read-only in the
+user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from inspect import unwrap
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 1024
+"""Points that are projected into one view after another while they and their images lie in the fastest cache."""
+_PAIRS_A_THREAD = 1 << 17
+"""View-point pairs below which another thread costs more than it saves."""
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = unwrap(function)  # while the tests run it is wrapped in checks of its types
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder to keep it in: it is compiled anew in every process
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@_compiled
+def _frontmost(
+    points: Any, ids: Any, axes: Any, centres: Any, height: int, width: int, first: int, last: int,
+    index: Any, depth: Any, offset: Any,
+) -> None:  # fmt: skip
+    """The frontmost point of every cell of views first to last - 1.
+
+    `axes` are the rows of K R^T, (V, 3, 3); `index` comes filled with -1, `depth` with infinity, `offset` with zeros.
+    """
+    x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
+    high, wide, zero, half = np.float32(height), np.float32(width), np.float32(0.0), np.float32(0.5)
+    for start in range(0, len(points), BLOCK):
+        block = points[start : start + BLOCK]
+        for view in range(first, last):
+            a, b, c = axes[view, 0, 0], axes[view, 0, 1], axes[view, 0, 2]
+            d, e, f = axes[view, 1, 0], axes[view, 1, 1], axes[view, 1, 2]
+            g, h, i = axes[view, 2, 0], axes[view, 2, 1], axes[view, 2, 2]
+            px, py, pz = centres[view, 0], centres[view, 1], centres[view, 2]
+            for n in range(len(block)):  # no branch in here, so that it becomes vector instructions
+                u, v, w = block[n, 0] - px, block[n, 1] - py, block[n, 2] - pz
+                deep = g * u + h * v + i * w
+                right = (a * u + b * v + c * w) / deep
+                down = (d * u + e * v + f * w) / deep
+                x[n], y[n], z[n] = right, down, deep
+                inside[n] = (deep > zero) & (right >= zero) & (down >= zero) & (right < wide) & (down < high)
+            count = 0
+            for n in range(len(block)):  # nor in here: which points are inside cannot be predicted
+                hits[count] = n
+                count += int(inside[n])
+            for hit in range(count):
+                n = hits[hit]
+                column, row = int(x[n]), int(y[n])
+                front, before = depth[view, row, column], index[view, row, column]
+                if z[n] < front or (z[n] == front and (before < 0 or ids[start + n] < ids[before])):
+                    depth[view, row, column] = z[n]
+                    index[view, row, column] = start + n
+    for view in range(first, last):
+        for row in range(height):
+            for column in range(width):
+                winner = index[view, row, column]
+                if winner < 0:
+                    depth[view, row, column] = zero
+                    continue
+                u = points[winner, 0] - centres[view, 0]
+                v = points[winner, 1] - centres[view, 1]
+                w = points[winner, 2] - centres[view, 2]
+                for axis in range(2):
+                    image = axes[view, axis, 0] * u + axes[view, axis, 1] * v + axes[view, axis, 2] * w
+                    position = image / depth[view, row, column]
+                    offset[view, axis, row, column] = position - np.floor(position) - half
+
+
+@_compiled
+def _gather(tokens: Any, index: Any, first: int, last: int, shown: Any) -> None:
+    """shown[view, :, cell] = tokens[index[view, cell]], or zero; sixteen cells, one cache line, a time."""
+    cells, channels, nothing = index.shape[1], tokens.shape[1], tokens.dtype.type(0)
+    for view in range(first, last):
+        for start in range(0, cells, 16):
+            for channel in range(channels):
+                for cell in range(start, min(cells, start + 16)):
+                    row = index[view, cell]
+                    shown[view, channel, cell] = tokens[row, channel] if row >= 0 else nothing
+
+
+def frontmost(
+    points: Tensor, ids: Tensor, axes: Tensor, centres: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`splat.frontmost` on a CPU, of cameras given by their `view_axes`."""
+    views = len(axes)
+    index = torch.full((views, *size), -1, dtype=torch.int64)
+    depth, offset = torch.full((views, *size), torch.inf), torch.zeros(views, 2, *size)
+    inputs = [_words(a, a.dtype) for a in (points, ids, axes, centres)]
+    outputs = [a.numpy() for a in (index, depth, offset)]
+    _shared(views, len(points), lambda first, last: _frontmost(*inputs, *size, first, last, *outputs))
+    return index, offset, depth
+
+
+def gather(tokens: Tensor, index: Tensor) -> Tensor:
+    """The winners' tokens, (V, C, h, w), in their own dtype; bits are moved, so that any will do."""
+    (views, *size), channels = index.shape, tokens.shape[1]
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.element_size()]
+    shown = torch.empty(views, channels, *size, dtype=tokens.dtype)
+    source, target = _words(tokens, word), shown.view(word).flatten(2).numpy()
+    cells = index.flatten(1).numpy()
+    _shared(views, cells.shape[1] * channels, lambda first, last: _gather(source, cells, first, last, target))
+    return shown
+
+
+def _words(tensor: Tensor, dtype: torch.dtype) -> Any:
+    """As numpy sees it, in rows one behind another, for which alone the kernels are compiled."""
+    return tensor.detach().contiguous().view(dtype).numpy()
+
+
+def _shared(views: int, work_a_view: int, kernel: Callable[[int, int], None]) -> None:
+    """Calls the kernel on runs of views, in as many threads as torch may use and the work is worth."""
+    threads = max(1, min(torch.get_num_threads(), views, views * work_a_view // _PAIRS_A_THREAD))
+    here, *elsewhere = pairwise(views * n // threads for n in range(threads + 1))
+    others = [_pool(os.getpid()).submit(kernel, *run) for run in elsewhere]
+    kernel(*here)
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """One a process: threads do not survive a fork."""
+    return ThreadPoolExecutor(os.cpu_count(), "readout")
