@@ -80,8 +80,15 @@ def demo(
 
 
 @app.command()
-def info() -> None:
+def info(
+    preset: Annotated[
+        str | None, typer.Argument(help="Only how this preset's worlds run: a name, or the path of a .yaml file.")
+    ] = None,
+) -> None:
     """What is installed: versions, device, presets, weights, built-in images, environment ids."""
+    if preset is not None:
+        out.print(escape(_preset_line(preset)))
+        return
     import gymnasium
     import torch
     from rich.table import Table
@@ -318,13 +325,16 @@ def parse_size(text: str) -> tuple[int, int]:
 def _preset_line(name: str) -> str:
     """A preset, and the mode that its worlds run in."""
     from mirage_env.config import load_config
+    from mirage_env.weights.checkpoint import is_diffusers, is_hub_id
     from mirage_env.world_model import Preset
 
     preset = load_config(name, Preset)
     if preset.mode == "training-free":
         return f"{name}: memory training-free (readout tokens in the sample)"
-    needs_adapter = preset.weights is not None and preset.adapter is None
-    return f"{name}: memory trained" + (", needs an adapter (none is named)" if needs_adapter else "")
+    public = preset.weights is not None and (is_hub_id(preset.weights) or is_diffusers(Path(preset.weights)))
+    if preset.adapter is None:
+        return f"{name}: memory trained" + (", needs an adapter (none is named)" if public else "")
+    return f"{name}: memory trained, by the adapter {preset.adapter}"
 
 
 def _weights_lines() -> list[str]:

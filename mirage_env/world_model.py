@@ -47,7 +47,7 @@ from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, 
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.weights import load_weights
-from mirage_env.weights.checkpoint import check_memory, find, is_diffusers, is_hub_id, part_bytes
+from mirage_env.weights.checkpoint import check_extra, check_memory, find, is_diffusers, is_hub_id, part_bytes
 from mirage_env.weights.offload import Offload, offload
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -597,6 +597,7 @@ def _load_released(config: Preset, checkpoint: Path, size: tuple[int, int], devi
             "folder of a trained one, train one (mirage-env train --recipe wan2.2-ti2v-5b), or use the training-free "
             "preset (wan2.2-ti2v-5b-training-free)"
         )
+    check_extra("wan", "accelerate", "ftfy", "peft", "psutil", "transformers")
     adapter = None if config.adapter is None else find(config.adapter)
     dtype = weight_dtype(device)
     stored = {part: part_bytes(checkpoint / part) for part in ("transformer", "vae")}

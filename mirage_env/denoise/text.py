@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mirage_env.errors import WeightsError
+from mirage_env.weights.checkpoint import free_bytes
 
 TEXT_TOKENS = 512
 """Always this many, zeros after the last word: cross-attention has no mask, so that the length changes the output."""
@@ -17,12 +18,12 @@ TEXT_TOKENS = 512
 class PromptEncoder:
     """Embeds prompts with a checkpoint's `tokenizer` and `text_encoder`.
 
-    The encoder is larger than the backbone, and a world has one prompt: it is read when a new prompt comes, used once
-    and let go; the embedding (4 MB at full size) is kept.
+    The encoder is larger than the backbone, and a world has one prompt: it is read when a new prompt comes, used once,
+    on the CPU where the device has no room for it, and let go; the embedding (8 MB at full size) is kept.
     """
 
     def __init__(self, checkpoint: Path, device: torch.device | str, dtype: torch.dtype):
-        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), dtype
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, prompt: str | None) -> Float[Tensor, "1 l d"]:
@@ -46,7 +47,11 @@ class PromptEncoder:
             raise WeightsError(
                 f"the text encoder of {self.checkpoint} cannot be read ({reason}); fetch it again"
             ) from None
-        encoder = encoder.to(self.device).eval()
+        room = sum(p.nbytes for p in encoder.parameters()) * 1.1
+        place = (
+            self.device if free_bytes(self.device) > room else torch.device("cpu")
+        )  # beside all that is there already
+        encoder = encoder.to(place).eval()
         words = tokenizer(
             [prompt_clean(prompt)],
             padding="max_length",
@@ -55,7 +60,7 @@ class PromptEncoder:
             add_special_tokens=True,
             return_attention_mask=True,
             return_tensors="pt",
-        ).to(self.device)
+        ).to(place)
         with torch.inference_mode():
             states = encoder(words.input_ids, words.attention_mask).last_hidden_state
-        return (states * words.attention_mask[..., None]).float().clone()
+        return (states * words.attention_mask[..., None]).float().to(self.device, copy=True)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mirage_env.config import build
 from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.perception.qwen3_vl import MovingThings
-from mirage_env.weights.checkpoint import find
+from mirage_env.weights.checkpoint import check_extra, find
 
 TEXT_TOKENS = 32
 """All that its text encoder reads of a phrase."""
@@ -57,6 +57,7 @@ class PhraseSegmenter(Protocol):
 
 def load(weights: str, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Sam3:
     """A `MaskModel`."""
+    check_extra("sam3", "transformers")
     config = build(Sam3Config, options, "perception.masks.options")
     names = None if config.names is None else MovingThings(find(config.names), device, dtype)
     return Sam3(Sam3Transformers(find(weights), device, dtype), names, config)

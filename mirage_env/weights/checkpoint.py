@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ GIB = 2**30
 
 class FetchError(MirageError, OSError):
     """A checkpoint that could not be fetched."""
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Raises `WeightsError` where a package of an optional set is not installed."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise WeightsError(f"this preset needs {' and '.join(missing)}; pip install 'mirage-env[{extra}]'")
 
 
 def is_diffusers(folder: Path) -> bool:

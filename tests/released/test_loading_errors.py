@@ -75,6 +75,11 @@ def test_missing_text_encoder(make_preset, free, broken):
         model.text("a kitchen")
 
 
+def test_packages_that_are_not_installed(make_preset, free, monkeypatch):
+    monkeypatch.setattr(checkpoints, "find_spec", lambda name: None if name in ("peft", "ftfy") else name)
+    refused(make_preset, r"needs ftfy and peft; pip install 'mirage-env\[wan\]'", **free)
+
+
 def test_no_adapter(make_preset):
     refused(make_preset, "has not learned to read the memory and the preset names no adapter; .* training-free preset")
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from transformers import UMT5EncoderModel
 
 import mirage_env  # noqa: F401 (registers the ids)
+from mirage_env import cli
 from mirage_env.codec.wan import to_float
+from mirage_env.denoise import text
 from mirage_env.denoise.text import TEXT_TOKENS, PromptEncoder
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.perception import ComposedPerception
@@ -98,6 +101,26 @@ def test_the_codec_is_the_checkpoints_vae(make_preset, checkpoint, free):
         torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)  # our copy was rounded to bfloat16
         frames = codec.decode_after(ours[None], ours[None].expand(1, 2, -1, -1, -1))
     assert frames.shape == (1, 8, 3, *SIZE)
+
+
+def test_the_text_encoder_stays_on_the_cpu_where_the_device_has_no_room(checkpoint, monkeypatch):
+    monkeypatch.setattr(text, "free_bytes", lambda device: 0)
+    moved = []
+    monkeypatch.setattr(UMT5EncoderModel, "to", lambda self, place: moved.append(place) or self)
+    embedding = PromptEncoder(checkpoint, "meta", torch.float32)("a walk")
+    assert embedding.is_meta and moved == [torch.device("cpu")]
+
+
+def test_info_says_the_mode(make_preset, adapter, free, monkeypatch, capsys):
+    for changes, mode in [
+        (free, "memory training-free"),
+        ({"adapter": str(adapter)}, "memory trained, by the adapter"),
+        ({}, "needs an adapter (none is named)"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["mirage-env", "info", make_preset(**changes)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == 0 and mode in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("how", ["model", "group"])
