@@ -55,16 +55,31 @@ def splat_many(clouds: Sequence[Cloud], cameras: Sequence[Cameras]) -> list[Read
     pairs = list(zip(clouds, cameras, strict=True))
     for cloud, views in pairs:
         _check(cloud, views)
-    return [_readout(cloud, *frontmost(cloud.points, cloud.ids, views)) for cloud, views in pairs]
+    if len({(views.size, cloud.points.device) for cloud, views in pairs}) > 1:
+        raise InvalidValueError("clouds that are read together need cameras of one size, and one device")
+    winners = _frontmost_many([(cloud.points, cloud.ids) for cloud in clouds], cameras)
+    return [_readout(cloud, *won) for cloud, won in zip(clouds, winners, strict=True)]
 
 
 def frontmost(
     points: Float[Tensor, "N 3"], ids: Int64[Tensor, " N"], cameras: Cameras
 ) -> tuple[Int[Tensor, "V h w"], Float[Tensor, "V 2 h w"], Float[Tensor, "V h w"]]:
     """Row of the winner (-1 for none), its (x, y) offset from the cell's centre in cells, and its z-depth in metres."""
-    axes, centres = view_axes(cameras)
-    kernel = _numba(len(points) * len(cameras)) if points.device.type == "cpu" else None
-    return (kernel or splat_torch).frontmost(points, ids, axes, centres, cameras.size)
+    return _frontmost_many([(points, ids)], [cameras])[0]
+
+
+def _frontmost_many(
+    clouds: Sequence[tuple[Tensor, Tensor]], cameras: Sequence[Cameras]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """`frontmost` of many clouds, by the kernel of their device."""
+    views = [view_axes(c) for c in cameras]
+    if clouds and clouds[0][0].device.type == "cuda" and (triton := _load_triton()):
+        return triton.frontmost_many(clouds, views, cameras[0].size)
+    results = []
+    for (points, ids), (axes, centres), c in zip(clouds, views, cameras, strict=True):
+        kernel = _numba(len(points) * len(axes)) if points.device.type == "cpu" else None
+        results.append((kernel or splat_torch).frontmost(points, ids, axes, centres, c.size))
+    return results
 
 
 def view_axes(cameras: Cameras) -> tuple[Float[Tensor, "V 3 3"], Float[Tensor, "V 3"]]:
@@ -105,3 +120,12 @@ def _load_numba() -> ModuleType | None:
     except ImportError:  # where numba does not support this numpy yet; the numbers stay the same
         return None
     return splat_cpu
+
+
+@cache
+def _load_triton() -> ModuleType | None:
+    try:
+        from mirage_env.memory import splat_triton
+    except ImportError:  # it comes with torch for CUDA on Linux
+        return None
+    return splat_triton

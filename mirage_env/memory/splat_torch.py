@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-_NONE = torch.iinfo(torch.int64).max
+NONE = torch.iinfo(torch.int64).max
 _ROW = (1 << 32) - 1
 # View-point pairs projected at a time. On a CPU the intermediate results then stay in the cache (3x at 300,000 points);
 # a GPU wants few launches and only has to keep its memory bounded.
 _PAIRS_CPU, _PAIRS_GPU = 1 << 16, 1 << 24
 
-Keys = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
-
 
 def frontmost(
-    points: Tensor, ids: Tensor, axes: Tensor, centres: Tensor, size: tuple[int, int], keys: Keys | None = None
+    points: Tensor, ids: Tensor, axes: Tensor, centres: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`splat.frontmost` of cameras given by their `view_axes`; `keys` finds every cell's smallest (depth, rank)."""
+    """`splat.frontmost` of cameras given by their `view_axes`."""
+    points, order = by_age(points, ids)
+    index, offset, depth = from_keys(smallest_keys(points, axes, centres, size), points, axes, centres, size)
+    if order is not None:
+        index = torch.where(index >= 0, order[index.clamp_min(0)], -1)
+    return index, offset, depth
+
+
+def by_age(points: Tensor, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The points by increasing id, so that the row is the rank among equals, and the order if that was not theirs."""
+    if bool((ids[1:] > ids[:-1]).all()):  # as in a `MemoryState`
+        return points, None
+    order = ids.argsort(stable=True)
+    return points[order], order
+
+
+def from_keys(
+    best: Tensor, points: Tensor, axes: Tensor, centres: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, offset and depth of the winners that `smallest_keys` found."""
     views = len(axes)
     if len(points) == 0 or views == 0:
         index = torch.full((views, *size), -1, dtype=torch.int64, device=points.device)
         return index, points.new_zeros(views, 2, *size), points.new_zeros(views, *size)
-    order = None  # where ids increase, as in a `MemoryState`, the row itself is the rank among equals
-    if not bool((ids[1:] > ids[:-1]).all()):
-        order = ids.argsort(stable=True)
-        points = points[order]
-
-    best = (keys or smallest_keys)(points, axes, centres, size)
-    hit = best != _NONE
+    hit = best != NONE
     winner = torch.where(hit, best & _ROW, 0)
     x, y, z = _image(points.index_select(0, winner).T.unflatten(1, (views, size[0] * size[1])), *_rows(axes, centres))
     offset = torch.stack([x - x.floor(), y - y.floor()], 1).unflatten(2, size) - 0.5
-    index = torch.where(hit, winner if order is None else order[winner], -1).view(views, *size)
-    visible = index >= 0
+    visible = hit.view(views, *size)
     depth = torch.where(visible, z.unflatten(1, size), 0.0)
-    return index, torch.where(visible[:, None], offset, 0.0), depth
+    return (
+        torch.where(hit, winner, -1).view(views, *size),
+        torch.where(visible[:, None], offset, 0.0),
+        depth,
+    )
 
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
@@ -56,8 +68,8 @@ def smallest_keys(points: Tensor, axes: Tensor, centres: Tensor, size: tuple[int
     (height, width), views, count = size, len(axes), len(points)
     rows = _rows(axes, centres)
     coordinates = points.T.contiguous()[:, None]
-    step = max(1, (_PAIRS_CPU if points.device.type == "cpu" else _PAIRS_GPU) // views)
-    best = torch.full((views * height * width,), _NONE, dtype=torch.int64, device=points.device)
+    step = max(1, (_PAIRS_CPU if points.device.type == "cpu" else _PAIRS_GPU) // max(1, views))
+    best = torch.full((views * height * width,), NONE, dtype=torch.int64, device=points.device)
     for start in range(0, count, step):
         x, y, z = _image(coordinates[:, :, start : start + step], *rows)
         # NaN (huge coordinates) and the infinities of z <= 0 fail both comparisons.
