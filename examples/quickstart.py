@@ -10,7 +10,7 @@ from PIL import Image
 
 import mirage_env  # noqa: F401 (registers the environments)
 
-env = gym.make("Mirage-v0", image=sys.argv[1] if len(sys.argv) > 1 else None)
+env = gym.make("Mirage-v0", image=sys.argv[1] if len(sys.argv) > 1 else None, obs=("rgb", "depth"))
 observation, info = env.reset(seed=0)
 print(f"rgb {observation['rgb'].shape}, depth {observation['depth'].shape} in metres, actions {env.action_space}")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mirage_env.errors import ImageError, UnknownNameError
 from mirage_env.resources import BUILTIN_IMAGES, sha256_of
@@ -20,7 +22,20 @@ MIN_SIDE_PX = 16
 DEFAULT_IMAGE = "room"
 """The built-in scene that is used when nobody names a picture."""
 
-_EXIF_IFD, _FOCAL_LENGTH_35MM = 0x8769, 0xA405
+MOST_CROPPED = 8.0
+"""A picture that many times as long as the frame's shape is refused: little of it would be left."""
+
+_EXIF_IFD, _ORIENTATION, _FOCAL_LENGTH_35MM = 0x8769, 0x0112, 0xA405
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation that EXIF knows; from 5 on, width and height change places."""
 _DIAGONAL_35MM = math.hypot(36.0, 24.0)
 
 
@@ -57,7 +72,8 @@ def load_image(source: str | Path | np.ndarray | Image.Image, size: tuple[int, i
     palette, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid over white; of an animation the first
     frame is used. Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, uint16, or floats in [0, 1].
 
-    Raises ImageError for anything that is not a readable picture of at least 16 pixels a side.
+    Raises ImageError for anything that is not a readable picture of at least 16 pixels a side, an eighth of which or
+    more is left by the crop. Damaged EXIF counts as none.
     """
     if isinstance(source, Image.Image):
         picture, name, digest = source, f"PIL {source.mode} image", None
@@ -67,14 +83,12 @@ def load_image(source: str | Path | np.ndarray | Image.Image, size: tuple[int, i
     else:
         picture, name, digest = _from_array(source), "array", None
 
-    fov_diagonal = _diagonal_fov(picture)
-    picture = _to_rgb(ImageOps.exif_transpose(picture), name)
+    exif = _exif(picture)
+    fov_diagonal = _diagonal_fov(exif)
+    picture = _to_rgb(_upright(picture, exif), name)
+    _check_shape(picture.size, name, size)
     if digest is None:
         digest = hashlib.sha256(np.asarray(picture).tobytes()).hexdigest()
-    if min(picture.size) < MIN_SIDE_PX:
-        raise ImageError(
-            f"{name} is {picture.width} x {picture.height} pixels; a picture needs at least {MIN_SIDE_PX} a side"
-        )
 
     height, width = size
     scale = min(picture.width / width, picture.height / height)
@@ -92,6 +106,18 @@ def load_image(source: str | Path | np.ndarray | Image.Image, size: tuple[int, i
     return LoadedImage(np.array(resized), fov_deg, digest, name)
 
 
+def check_image(source: Any, size: tuple[int, int] = (128, 128)) -> None:
+    """Raises what `load_image` would, as far as the header of a file tells: no pixel is read."""
+    if isinstance(source, (str, Path)):
+        path = _find(source)
+        with _telling(path), Image.open(path) as picture:
+            known = "exif" in picture.info  # else a PNG would read all its pixels to look for it behind them
+            turned = known and _exif(picture).get(_ORIENTATION) in (5, 6, 7, 8)
+            _check_shape(picture.size[::-1] if turned else picture.size, str(source), size)
+    else:
+        load_image(source, size)
+
+
 def _find(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
@@ -105,15 +131,16 @@ def _find(source: str | Path) -> Path:
     )
 
 
-def _open(path: Path, size: tuple[int, int]) -> Image.Image:
-    """The decoded file; a JPEG is decoded at the smallest of its scales that still has twice the pixels needed."""
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with the file inside is told in one sentence."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow thinks of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.draft(None, (2 * max(size), 2 * max(size)))
-                picture.load()
-                return picture
+            yield
+    except ImageError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(f"{path} has more than {limit:.0f} million pixels; scale it down first") from None
@@ -121,6 +148,27 @@ def _open(path: Path, size: tuple[int, int]) -> Image.Image:
         raise ImageError(f"{path} is not a picture that can be read; JPEG, PNG, WebP, TIFF and BMP work") from None
     except Exception as error:  # on bad bytes the decoders raise OSError, SyntaxError, ValueError, struct.error ...
         raise ImageError(f"{path} is damaged and cannot be read ({error}); save it anew") from error
+
+
+def _open(path: Path, size: tuple[int, int]) -> Image.Image:
+    """The decoded file; a JPEG is decoded at the smallest of its scales that still has twice the pixels needed."""
+    with _telling(path), Image.open(path) as picture:
+        picture.draft(None, (2 * max(size), 2 * max(size)))
+        picture.load()
+        return picture
+
+
+def _check_shape(picture_size: tuple[int, int], name: str, size: tuple[int, int]) -> None:
+    """Whether a first frame (H, W) can be cut out of (width, height) pixels; raises ImageError."""
+    width, height = picture_size
+    if min(width, height) < MIN_SIDE_PX:
+        raise ImageError(f"{name} is {width} x {height} pixels; a picture needs at least {MIN_SIDE_PX} a side")
+    longer = (width / height) / (size[1] / size[0])
+    if max(longer, 1 / longer) > MOST_CROPPED:
+        raise ImageError(
+            f"{name} is {width} x {height} pixels, of which a frame of {size[1]} x {size[0]} would show "
+            f"{100 * min(longer, 1 / longer):.1g} %; cut out the part that you mean"
+        )
 
 
 def _from_array(source: Any) -> Image.Image:
@@ -161,9 +209,26 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _diagonal_fov(picture: Image.Image) -> float | None:
+def _exif(picture: Image.Image) -> Image.Exif:
+    """What the camera wrote into the file; nothing where that is damaged, which harms no pixel."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif = picture.getexif()
+            exif.get_ifd(_EXIF_IFD)
+            return exif
+    except Exception:  # as many kinds as Pillow has readers
+        return Image.Exif()
+
+
+def _upright(picture: Image.Image, exif: Image.Exif) -> Image.Image:
+    turn = _UPRIGHT.get(exif.get(_ORIENTATION))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _diagonal_fov(exif: Image.Exif) -> float | None:
     """Radians across the diagonal of the uncropped picture, from the 35 mm equivalent focal length."""
-    focal_mm = picture.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
+    focal_mm = exif.get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
     if not isinstance(focal_mm, (int, float)) or focal_mm <= 0:
         return None
     return 2.0 * math.atan(0.5 * _DIAGONAL_35MM / focal_mm)

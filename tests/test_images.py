@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mirage_env.errors import ImageError, UnknownNameError
-from mirage_env.images import DEFAULT_IMAGE, builtin_image, builtin_names, load_image
+from mirage_env.images import DEFAULT_IMAGE, builtin_image, builtin_names, check_image, load_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -176,9 +176,57 @@ def test_truncated_files(tmp_path: Path, format: str) -> None:
 
 @pytest.mark.parametrize("format", ["jpg", "png"])
 def test_a_picture_20_000_pixels_wide_is_scaled(tmp_path: Path, format: str) -> None:
-    wide = Image.new("RGB", (20_000, 300), BLUE)
-    rgb = load_image(save(tmp_path / f"wide.{format}", wide), (64, 64)).rgb
-    np.testing.assert_allclose(rgb.astype(int), np.broadcast_to(BLUE, rgb.shape), atol=2)
+    path = save(tmp_path / f"wide.{format}", Image.new("L", (20_000, 2_600), 90))
+    rgb = load_image(path, (64, 64)).rgb
+    np.testing.assert_allclose(rgb, 90, atol=2)
+
+
+def test_a_strip_is_refused(tmp_path: Path) -> None:
+    for width, height in ((20_000, 16), (16, 20_000), (20_000, 300)):
+        path = save(tmp_path / "strip.png", Image.new("RGB", (width, height)))
+        shown = f"{width} x {height} pixels, of which a frame of 64 x 64 would show [0-9.]+ %; cut out the part"
+        for check in (load_image, check_image):
+            with pytest.raises(ImageError, match=shown):
+                check(path, (64, 64))
+    assert load_image(path, (4, 64)).rgb.shape == (4, 64, 3)  # a frame of that shape shows much of it
+
+
+def test_the_header_tells_what_reading_would(tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    small = save(tmp_path / "small.png", Image.new("RGB", (8, 8)))
+    for source in (tmp_path / "notes.jpg", small, tmp_path / "gone.png", tmp_path, np.zeros((4, 4), np.uint8)):
+        with pytest.raises(ImageError) as read:
+            load_image(source)
+        with pytest.raises(ImageError) as checked:
+            check_image(source)
+        assert str(checked.value) == str(read.value)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = save(tmp_path / "turned.jpg", Image.new("RGB", (320, 32)), exif=exif)
+    for check in (check_image, load_image):
+        check(turned, (64, 16))
+        with pytest.raises(ImageError, match="is 32 x 320 pixels"):
+            check(turned, (16, 64))
+    check_image("room")
+
+
+@pytest.mark.parametrize("damage", ["header", "offset", "cut"])
+def test_damaged_exif_does_not_refuse_a_sound_picture(tmp_path: Path, damage: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0xA405] = 35
+    raw = exif.tobytes()
+    start = len(b"Exif\0\0")
+    bad = {
+        "header": raw[:start] + b"XX" + raw[start + 2 :],
+        "offset": raw[: start + 4] + b"\xff\xff\xff\x7f" + raw[start + 8 :],
+        "cut": raw[: start + 14],
+    }[damage]
+    path = save(tmp_path / "a.jpg", Image.fromarray(quarters(64, 96)), exif=bad, quality=95, subsampling=0)
+    loaded = load_image(path, (64, 96))
+    check_image(path, (64, 96))
+    assert loaded.fov_deg is None
+    np.testing.assert_allclose(loaded.rgb[4, 4].astype(int), RED, atol=12)  # as stored: who knows which way is up
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ from mirage_env.envs import actions, observations, tasks
 from mirage_env.envs.actions import Pose
 from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.envs.map_view import beside, draw_map
+from mirage_env.envs.observations import DEFAULT_OBS
 from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
+from mirage_env.envs.registration import PlainSpec
 from mirage_env.envs.untaken import Untaken
 from mirage_env.envs.world import Advance, Begin, Draft, Need, SceneSpec, Walk, World, answer
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_array, check_count, check_number
@@ -79,7 +81,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         camera_height_m: how far above the floor the first camera is. The floor is the plane y = camera_height_m.
         action_mode: "planar", "discrete" or "free", see `mirage_env.envs.actions`.
         step_m, turn_deg: how far one action of size 1 moves (metres) and turns (degrees).
-        obs: names of observations, see `mirage_env.envs.observations`; one plain string gives its Box.
+        obs: names of observations, see `mirage_env.envs.observations`; one plain string gives its Box. The default are
+            two pictures that policies can read as they are; `("rgb", "depth")` gives depth in metres.
         depth_range_m: observed depth is clipped to (near, far), in metres.
         chunk, feedback: as above.
         task, task_kwargs: a name or an instance, see `mirage_env.envs.tasks`.
@@ -96,6 +99,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     metadata = {"render_modes": ["rgb_array", "depth_array"], "render_fps": 5}  # noqa: RUF012 (Gymnasium's contract)
     reset_options: tuple[str, ...] = ("world_from_camera",)
     """Names that `reset(options=...)` understands."""
+    spec = PlainSpec()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         action_mode: str = "planar",
         step_m: float = 0.25,
         turn_deg: float = 10.0,
-        obs: str | Sequence[str] = ("rgb", "depth"),
+        obs: str | Sequence[str] = DEFAULT_OBS,
         depth_range_m: Sequence[float] = (0.1, 20.0),
         chunk: int = 1,
         feedback: str = "draft",
@@ -343,7 +347,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         EzPickle.__setstate__(self, state)
         self.__dict__.update({name: state[name] for name in self._PICKLED})
 
-    _PICKLED = ("spec", "max_episode_steps", "_np_random", "_np_random_seed", "_episode", "_closed")
+    _PICKLED = ("_spec", "max_episode_steps", "_np_random", "_np_random_seed", "_episode", "_closed")
 
     # ---- the parts of a step ----------------------------------------------------------------------------------------
 

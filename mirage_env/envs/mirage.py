@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import logger
 from gymnasium.utils import EzPickle
 
 from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.world import SceneSpec
-from mirage_env.errors import ImageError, InvalidValueError, check_array, check_size
+from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError, check_array, check_size
+from mirage_env.images import DEFAULT_IMAGE, LoadedImage, check_image, load_image
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MOST_DRAWN = 10
+"""So many damaged pictures in a row are no accident."""
 
 
 class MirageEnv(WalkEnv):
@@ -23,7 +27,8 @@ class MirageEnv(WalkEnv):
         image: the first frame: a path, the name of a built-in picture, or an array. Prefer names to arrays in
             `gym.make`: it copies its arguments, and only names can be written to JSON.
         images: a pool to draw from at each reset: a folder, a text file with one path a line (relative to the file,
-            `#` begins a comment), or a list of anything that `image` takes. Without either, a built-in picture.
+            `#` begins a comment), or a list of anything that `image` takes. Without either, a built-in picture. One
+            that cannot be used is named in a warning and left out.
         preset: the model, see `mirage_env.world_model.load_world`.
         prompt: words that accompany the image, for presets that read text.
         size: (H, W) of the frames.
@@ -47,26 +52,22 @@ class MirageEnv(WalkEnv):
         device: str = "auto",
         **walk: Any,
     ):
-        from mirage_env.images import DEFAULT_IMAGE, load_image
         from mirage_env.world_model import load_world
 
         EzPickle.__init__(self, image, images, preset=preset, prompt=prompt, size=size, device=device, **walk)
         if image is not None and images is not None:
             raise InvalidValueError("give either image or images, not both")
-        self.prompt = prompt
-        self.pool = [image] if image is not None else [DEFAULT_IMAGE] if images is None else picture_pool(images)
-        WalkEnv.__init__(self, load_world(preset, check_size(size), device), **walk)
+        self.prompt, size = prompt, check_size(size)
+        if images is None:
+            self.pool = [DEFAULT_IMAGE if image is None else image]
+        else:
+            self.pool = usable_pictures(picture_pool(images), size)
+        WalkEnv.__init__(self, load_world(preset, size, device), **walk)
         self._only = load_image(self.pool[0], self.world.size) if len(self.pool) == 1 else None
 
     def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
-        from mirage_env.images import load_image
-
         source = options.get("image")
-        if source is None and self._only is not None:
-            picture = self._only
-        else:
-            drawn = self.pool[int(self.np_random.integers(len(self.pool)))] if source is None else source
-            picture = load_image(drawn, self.world.size)
+        picture = self._drawn() if source is None else load_image(source, self.world.size)
         intrinsics_px, about = self.lens(picture.fov_deg, options.get("intrinsics"))
         depth_m = options.get("depth")
         if depth_m is not None:
@@ -80,6 +81,38 @@ class MirageEnv(WalkEnv):
             depth_m=depth_m,
         )
         return scene, {"image": picture.source, "image_sha256": picture.sha256, **about}
+
+    def _drawn(self) -> LoadedImage:
+        """A picture of the pool; one that turns out to be damaged below its header is named and another is drawn."""
+        if self._only is not None:
+            return self._only
+        bad: list[str] = []
+        while len(bad) < MOST_DRAWN:
+            try:
+                return load_image(self.pool[int(self.np_random.integers(len(self.pool)))], self.world.size)
+            except ImageError as error:
+                bad.append(str(error))
+                logger.warn(f"another picture of the pool is drawn: {error}")
+        raise ImageError(f"{len(bad)} pictures drawn in a row cannot be used; the last: {bad[-1]}")
+
+
+def usable_pictures(pool: Sequence[Any], size: tuple[int, int]) -> list[Any]:
+    """The pool without what cannot be a first frame of `size`, as far as the headers of files tell.
+
+    Each picture that is left out is named in a warning; ImageError is raised where none is left.
+    """
+    usable, problems = [], []
+    for source in pool:
+        try:
+            check_image(source, size)
+            usable.append(source)
+        except (ImageError, UnknownNameError) as error:
+            problems.append(error)
+    if not usable:
+        raise ImageError(f"none of the {len(pool)} pictures can be used; the first: {problems[0]}")
+    for problem in problems:
+        logger.warn(f"left out of the pool: {problem}")
+    return usable
 
 
 def picture_pool(images: str | Path | Sequence[Any]) -> list[Any]:

@@ -15,6 +15,8 @@ from mirage_env.envs.actions import Pose, world_from_camera
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.types import Frames
 
+DEFAULT_OBS = ("rgb", "depth_u8")
+"""Two pictures: depth in metres is a picture to nobody, and Stable-Baselines3 would flatten it."""
 FARTHEST_M = 1e4
 """Bound of the translation in `world_from_camera`: spaces want finite bounds."""
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from os import PathLike, fspath
+from typing import Any
+
 import gymnasium as gym
-from gymnasium.envs.registration import WrapperSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 MAX_EPISODE_STEPS = 500
 """Registered default; `gym.make(id, max_episode_steps=n)` sets another, -1 none."""
@@ -22,6 +26,30 @@ class OfSingles(tuple[WrapperSpec, ...]):
 
     def __len__(self) -> int:
         return 0
+
+
+class PlainSpec:
+    """The attribute `spec` of an environment. Paths in it become strings, so that it can be written to JSON; `always`
+    are fields that it has whatever it is set to."""
+
+    def __init__(self, **always: Any):
+        self.always = always
+
+    def __get__(self, env: Any, owner: type) -> EnvSpec | None:
+        return None if env is None else env.__dict__.get("_spec")
+
+    def __set__(self, env: Any, spec: EnvSpec | None) -> None:
+        env.__dict__["_spec"] = (
+            None if spec is None else replace(spec, kwargs=_without_paths(spec.kwargs), **self.always)
+        )
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, dict):
+        return {name: _without_paths(inner) for name, inner in value.items()}
+    return type(value)(map(_without_paths, value)) if type(value) in (list, tuple) else value
 
 
 def register_all() -> None:

@@ -13,6 +13,7 @@ from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.mirage import MirageEnv
 from mirage_env.envs.mirage_sim import MirageSimEnv
 from mirage_env.envs.mirage_twin import MirageTwinEnv
+from mirage_env.envs.registration import PlainSpec
 from mirage_env.envs.world import Need, Walk, answer
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count
 from mirage_env.lockstep import in_step
@@ -39,6 +40,8 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, see Gymnasium.
         batching: "auto", "exact" or "batched", as above.
     """
+
+    spec = PlainSpec(additional_wrappers=())  # type: ignore[assignment]  # those are of single environments
 
     def __init__(
         self,

@@ -44,8 +44,8 @@ def walk(env: WalkEnv, steps: int) -> list[tuple[Any, ...]]:
 def test_spaces_shapes_and_types(box_room: MakeEnv) -> None:
     env = box_room()
     obs, info = env.reset(seed=3)
-    assert set(env.observation_space) == {"rgb", "depth"} and obs in env.observation_space
-    assert obs["rgb"].shape == (32, 40, 3) and obs["depth"].shape == (32, 40)
+    assert set(env.observation_space) == {"rgb", "depth_u8"} and obs in env.observation_space
+    assert obs["rgb"].shape == (32, 40, 3) and obs["depth_u8"].shape == (32, 40, 1)
     obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
     assert obs in env.observation_space
     assert type(reward) is float and type(terminated) is bool and type(truncated) is bool
@@ -72,7 +72,7 @@ def test_the_observation_is_the_frame_at_the_pose_reached(box_room: MakeEnv) -> 
 
 
 def test_the_far_wall_is_where_it_should_be(box_room: MakeEnv) -> None:
-    env = box_room(size=(33 - 1, 40), step_m=0.5)
+    env = box_room(size=(33 - 1, 40), step_m=0.5, obs=("rgb", "depth"))
     obs, _ = env.reset(seed=0)
     assert obs["depth"][14, 20] == pytest.approx(5.0)
     assert env.step([1.0, 0.0, 0.0])[0]["depth"][14, 20] == pytest.approx(4.5)
@@ -294,7 +294,7 @@ def test_nothing_returned_is_shared(box_room: MakeEnv) -> None:
 
 def test_render(box_room: MakeEnv) -> None:
     for mode, dtype, shape in [("rgb_array", np.uint8, (32, 40, 3)), ("depth_array", np.float32, (32, 40))]:
-        env = box_room(render_mode=mode)
+        env = box_room(render_mode=mode, obs=("rgb", "depth"))
         obs, _ = env.reset(seed=0)
         picture = env.render()
         assert picture.dtype == dtype and picture.shape == shape

@@ -66,7 +66,7 @@ def test_no_arguments_at_all(asked: list[tuple[Any, ...]]) -> None:
     assert asked == [("mirage-tiny", (128, 128), "auto")]
     assert obs["rgb"].shape == (128, 128, 3)
     assert info["image"] in mirage_env.builtin_names() and len(info["image_sha256"]) == 64
-    assert gym.make("mirage_env:Mirage-v0", size=[32, 40]).unwrapped.observation_space["depth"].shape == (32, 40)
+    assert gym.make("mirage_env:Mirage-v0", size=[32, 40]).unwrapped.observation_space["rgb"].shape == (32, 40, 3)
 
 
 def test_the_first_observation_is_the_picture(pictures: Path) -> None:
@@ -123,6 +123,45 @@ def test_pools(pictures: Path) -> None:
             picture_pool(images)
 
 
+def test_a_bad_picture_of_a_pool_is_named_at_once_and_the_others_live(pictures: Path) -> None:
+    (pictures / "p05.png").write_text("not a picture")
+    Image.new("RGB", (8, 8)).save(pictures / "p15.png")
+    with pytest.warns(UserWarning) as told:
+        env = MirageEnv(images=pictures, size=SIZE)
+    named = [str(one.message) for one in told]
+    assert "left out of the pool" in named[0] and "p05.png is not a picture" in named[0]
+    assert "p15.png is 8 x 8 pixels" in named[1] and len(named) == 2
+    assert env.pool == [str(pictures / f"p{level}.png") for level in (10, 20, 30)]
+    with pytest.warns(UserWarning, match='unknown built-in image "kitchn"'):
+        assert MirageEnv(images=["kitchn", "coffee"], size=SIZE).pool == ["coffee"]
+    with pytest.raises(ImageError, match=r"none of the 2 pictures can be used; the first: .*p05\.png is not a picture"):
+        MirageEnv(images=[pictures / "p05.png", pictures / "p15.png"], size=SIZE)
+
+
+def test_headers_are_all_that_is_read_of_a_pool(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were read"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("pixels were read"))
+    assert len(MirageEnv(images=pictures, size=SIZE).pool) == 3
+
+
+def test_a_picture_damaged_below_its_header_is_named_and_another_is_drawn(pictures: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(pictures / "p10.png")
+    whole = (pictures / "p10.png").read_bytes()
+    (pictures / "p10.png").write_bytes(whole[: len(whole) // 2])
+    env = MirageEnv(images=pictures, size=SIZE, obs="rgb")
+    with pytest.warns(UserWarning, match=r"another picture of the pool is drawn: .*p10\.png is damaged"):
+        drawn = [int(env.reset(seed=seed)[0][0, 0, 0]) for seed in range(12)]
+    assert set(drawn) == {20, 30}
+    with pytest.warns(UserWarning, match="another picture"):
+        assert drawn == [int(env.reset(seed=seed)[0][0, 0, 0]) for seed in range(12)]
+
+    for level in (20, 30):
+        (pictures / f"p{level}.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning), pytest.raises(ImageError, match="10 pictures drawn in a row cannot be used"):
+        env.reset(seed=0)
+
+
 def test_bad_pictures_fail_early_and_in_one_sentence(pictures: Path) -> None:
     for kwargs, error, text in [
         ({"image": str(pictures / "gone.png")}, ImageError, "no picture at"),
@@ -139,10 +178,14 @@ def test_bad_pictures_fail_early_and_in_one_sentence(pictures: Path) -> None:
         env.reset(options={"scene_seed": 1})
 
 
-def test_the_spec_can_be_written_to_json(pictures: Path) -> None:
-    env = gym.make("Mirage-v0", image=str(pictures / "p30.png"), size=SIZE, chunk=4)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_spec_can_be_written_to_json(pictures: Path, kind: type) -> None:
+    env = gym.make("Mirage-v0", image=kind(pictures / "p30.png"), size=SIZE, chunk=4)
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))
     assert (again.reset(seed=0)[0]["rgb"] == 30).all() and again.unwrapped.chunk == 4
+    pool = gym.make_vec("Mirage-v0", 2, images=[kind(pictures / "p30.png")], size=SIZE)
+    again = gym.make_vec(EnvSpec.from_json(pool.spec.to_json()))
+    assert (again.reset(seed=0)[0]["rgb"] == 30).all() and again.num_envs == 2
 
 
 def test_a_real_model_steps_restores_and_pickles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_moves_with_nothing_in_the_way_are_exact(world: SimulatorWorld) -> None:
 
 @pytest.mark.parametrize("chunk", [2, 4])
 def test_generated_frames_do_not_depend_on_the_chunk(chunk: int) -> None:
-    kwargs = {"size": SIZE, "family": "room", "scene_seed": 4, "task": "explore"}
+    kwargs = {"size": SIZE, "family": "room", "scene_seed": 4, "task": "explore", "obs": ("rgb", "depth")}
     one, many = MirageSimEnv(**kwargs), MirageSimEnv(**kwargs, chunk=chunk)
     one.reset(seed=0)
     many.reset(seed=0)
