@@ -18,6 +18,7 @@ from mirage_env.evaluation.walk import Guess, Walk
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import ChunkRecord, Memory, State
+from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
 from mirage_env.perception.tiny import Perceived
 from mirage_env.types import Frames, Readout
 from mirage_env.world_model import WorldModel
@@ -67,6 +68,12 @@ def with_memory(make: Callable[[WorldModel], Memory]) -> Answer:
 def paper_memory(model: WorldModel) -> Memory:
     """Every admissible cell of every keyframe is added (Eq. 6), depth edges too; nothing is ever dropped."""
     return LatentMemory(MemoryConfig(write_rule="paper", reject_depth_edges=False))
+
+
+def rgb_memory(model: WorldModel) -> Memory:
+    """A point cloud of the same keyframes' pixels, written by the same rule; nothing is ever dropped."""
+    config = latent_config(model)
+    return RgbMemory(RgbMemoryConfig(write_rule=config.write_rule, depth_downsample="nearest"), model.encode)
 
 
 class PixelLiftedMemory(LatentMemory):
@@ -199,6 +206,7 @@ REFERENCES = tuple(name for name in STANDARD if name not in ("model", "no-memory
 """What stands beside the frames of another system."""
 ABLATIONS = {
     "paper-write": Candidate("the paper's write rule: every cell is added", with_memory(paper_memory)),
+    "rgb-memory": Candidate("colours are remembered, rendered and encoded at every read", with_memory(rgb_memory)),
     "pixel-lifted": Candidate("tokens lifted at pixel resolution", with_memory(pixel_lifted_memory)),
     "no-dynamic-filter": Candidate("moving things are remembered, too", generate_without_filter),
     "true-depth": Candidate("the memory is written at true depth", generate_with_true_depth, geometry=True),

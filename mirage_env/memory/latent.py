@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
 from mirage_env.errors import InvalidValueError, UnknownNameError
@@ -18,7 +18,7 @@ from mirage_env.memory.splat import frontmost, splat
 from mirage_env.types import Cameras
 
 WriteRule = Literal["paper", "novel"]
-TokenDtype = Literal["float16", "float32"]
+TokenDtype = Literal["float16", "float32", "uint8"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class MemoryState(State):
 
     points: Float[Tensor, "N 3"]
     """World coordinates in metres."""
-    tokens: Float[Tensor, "N C"]
+    tokens: Num[Tensor, "N C"]
     """The latent token of the cell that the point stands for."""
     footprint_m: Float[Tensor, " N"]
     """Side of the patch that a point describes: z-depth over latent focal length when it was written."""
@@ -78,7 +78,8 @@ class MemoryConfig(AnyMemoryConfig):
     """Budget. A write that exceeds it drops the points that describe the largest patches, the oldest first among
     equals; what this very write added goes last, so that a full memory still learns."""
     token_dtype: TokenDtype = "float32"
-    """How tokens are stored. float32 reads back bit for bit; float16 halves the bytes and rounds to three digits."""
+    """How tokens are stored. float32 reads back bit for bit; float16 halves the bytes and rounds to three digits;
+    uint8 is for colours."""
 
     def __post_init__(self) -> None:
         choices = {"write_rule": WriteRule, "depth_downsample": DepthDownsample, "token_dtype": TokenDtype}

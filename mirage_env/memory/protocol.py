@@ -158,6 +158,7 @@ class Memory(Protocol[S]):
 
 MEMORIES: dict[str, Any] = {
     "latent": "mirage_env.memory.latent:LatentMemory",
+    "rgb": "mirage_env.memory.rgb:RgbMemory",
     "none": "mirage_env.memory.none:NoMemory",
 }
 """Name -> class, or where to import it from. A process may add its own."""

@@ -17,7 +17,7 @@ from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int64, Num
 from torch import Tensor
 
 from mirage_env.errors import InvalidValueError
@@ -32,12 +32,12 @@ class Cloud(NamedTuple):
     """Points with what they carry."""
 
     points: Float[Tensor, "N 3"]
-    tokens: Float[Tensor, "N C"]
+    tokens: Num[Tensor, "N C"]
     ids: Int64[Tensor, " N"]
 
 
 def splat(
-    points: Float[Tensor, "N 3"], tokens: Float[Tensor, "N C"], ids: Int64[Tensor, " N"], cameras: Cameras
+    points: Float[Tensor, "N 3"], tokens: Num[Tensor, "N C"], ids: Int64[Tensor, " N"], cameras: Cameras
 ) -> Readout:
     """What the points show to the cameras, on the grid `cameras.size` (Eq. 5).
 

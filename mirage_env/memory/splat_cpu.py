@@ -116,7 +116,7 @@ def frontmost(
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
     """The winners' tokens, (V, C, h, w), in their own dtype; bits are moved, so that any will do."""
     (views, *size), channels = index.shape, tokens.shape[1]
-    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.element_size()]
+    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.element_size()]
     shown = torch.empty(views, channels, *size, dtype=tokens.dtype)
     source, target = _words(tokens, word), shown.view(word).flatten(2).numpy()
     cells = index.flatten(1).numpy()
