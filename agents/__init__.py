@@ -1,1 +1,11 @@
-"""Agents that live in Mirage worlds; a wheel carries this folder as `mirage_env.agents`."""
+"""Agents that live in Mirage worlds; a wheel carries this folder as `mirage_env.agents`.
+
+config.py     what a YAML in envs_config/agents/ may say
+simple.py     an agent is `begin` and `act`; random and constant ones
+explorer.py   the scripted one: to the nearest frontier of the map, or to the goal
+worlds.py     environments as a config describes them; pictures of training scenes; drafts alone
+policy.py     the network that PPO trains, and its checkpoints
+ppo.py        training by Stable-Baselines3
+evaluation.py episodes, scores with intervals, videos
+proof.py      does an agent trained in dreams do well in the true world?
+"""

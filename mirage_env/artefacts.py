@@ -138,6 +138,23 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` once it is whole; after an error nothing is left of it."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
 def _atomic_files(folder: Path) -> Iterator[Path]:
     """A staging folder beside the final files; they move over, in order of writing, only when all were written."""
     staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))

@@ -314,6 +314,148 @@ def _evaluate(suite, model, candidates, folder, scenes, cache, preset) -> None: 
         out.print(f"  {escape(str(file))}", style="bold" if file.suffix == ".html" else "")
 
 
+agents = typer.Typer(help="Agents that live in these worlds: train, examine and watch them.", no_args_is_help=True)
+app.add_typer(agents, name="agent")
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as [bold]key=value[/], such as ppo.learning_rate=1e-3.")
+]
+
+
+@agents.command("train")
+def agent_train(
+    config: Annotated[str, typer.Argument(help="A name in envs_config/agents, or the path of a .yaml file.")],
+    overrides: _Overrides = None,
+    folder: Annotated[
+        Path, typer.Option("--out", help="Checkpoint, curve, TensorBoard; name it again to go on.")
+    ] = Path("runs/agent"),
+    minutes: Annotated[float, typer.Option(help="Stop after so many minutes, to go on with another call.")] = math.inf,
+) -> None:
+    """Train PPO in a world. [dim]mirage-env agent train explore world.kwargs.images=photos ppo.total_steps=20000[/]"""
+    from mirage_env.agents.config import load
+    from mirage_env.agents.worlds import check_world
+
+    plan = load(config, overrides or ())
+    check_world(plan.world)  # a mistake is told before a folder is made
+    _needs_stable_baselines3()
+    from mirage_env.agents.ppo import train
+
+    with _Meter("training", plan.ppo.total_steps, unit="steps") as meter:
+
+        def tell(done: int, total: int, values: dict[str, float]) -> None:
+            meter.update(done, total, "  ".join(f"{key} {value:.3g}" for key, value in values.items()))
+
+        whole = train(plan, folder, minutes, tell)
+    out.print(f"{'done' if whole else 'not finished; the same command goes on'}: {escape(str(folder))}")
+
+
+@agents.command("eval")
+def agent_eval(
+    config: Annotated[str, typer.Argument(help="As for [bold]train[/]; its [bold]test[/] world is the examination.")],
+    overrides: _Overrides = None,
+    agent: Annotated[str, typer.Option(help="ppo, explorer or random; unless said, what the config names.")] = "",
+    folder: Annotated[Path, typer.Option("--from", help="Where PPO was trained.")] = Path("runs/agent"),
+) -> None:
+    """Examine an agent: mean scores with 95% intervals. [dim]mirage-env agent eval explore --agent explorer[/]"""
+    from mirage_env.agents.config import load
+    from mirage_env.agents.evaluation import evaluate, make_agent, summary
+
+    plan = load(config, overrides or ())
+    name = _agent_name(agent or plan.agent)
+    seeds = range(plan.first_test_seed, plan.first_test_seed + plan.test_episodes)
+    with _Meter("episodes", plan.test_episodes, unit="episodes") as meter:
+        scores = evaluate(lambda env: make_agent(name, plan, env, folder), plan.test, seeds, meter.update)
+    out.print(f"{name} in {plan.test.id}, {plan.test_episodes} episodes of at most {plan.test.steps} steps:")
+    for key, (mean, low, high, _) in summary(scores).items():
+        out.print(f"  {key:<14} {mean:9.3f}  ({low:.3f} to {high:.3f})")
+
+
+@agents.command("watch")
+def agent_watch(
+    config: Annotated[str, typer.Argument(help="As for [bold]train[/]; its [bold]test[/] world is filmed.")],
+    overrides: _Overrides = None,
+    agent: Annotated[str, typer.Option(help="ppo, explorer or random; unless said, what the config names.")] = "",
+    folder: Annotated[Path, typer.Option("--from", help="Where PPO was trained.")] = Path("runs/agent"),
+    video: Annotated[Path, typer.Option("--out", help="The video, with the map beside the picture.")] = Path(
+        "agent.mp4"
+    ),
+) -> None:
+    """Film one episode. [dim]mirage-env agent watch explore --agent explorer test.id=Mirage-v0[/]"""
+    from mirage_env.agents.config import load
+    from mirage_env.agents.evaluation import film, make_agent
+    from mirage_env.artefacts import prepare_folder
+
+    plan = load(config, overrides or ())
+    name = _agent_name(agent or plan.agent)
+    prepare_folder(video.parent)
+    scores = film(lambda env: make_agent(name, plan, env, folder), plan.test, plan.first_test_seed, video)
+    out.print(f"{escape(str(video))}: " + ", ".join(f"{key} {value:.3g}" for key, value in scores.items()))
+
+
+@agents.command("pool")
+def agent_pool(
+    folder: Annotated[Path, typer.Option("--out", help="Where the pictures go.")] = Path("runs/pool"),
+    count: Annotated[int, typer.Option(min=1, help="How many scenes give one picture each.")] = 64,
+    first: Annotated[
+        int, typer.Option(min=0, help="Seed of the first scene; training's begin at 1000000.")
+    ] = 1_000_000,
+    stride: Annotated[int, typer.Option(min=1, help="From one seed to the next.")] = 9,
+    size: Annotated[str, typer.Option(help="Pixels: 64, or HEIGHTxWIDTH.")] = "64",
+) -> None:
+    """Draw single pictures of simulated scenes, to make worlds from. [dim]mirage-env agent pool --count 16[/]"""
+    from mirage_env.agents.worlds import draw_pool
+
+    with _Meter("pictures", count, unit="pictures") as meter:
+        draw_pool(folder, range(first, first + count * stride, stride), parse_size(size), meter.update)
+    out.print(f"{count} pictures in {escape(str(folder))}")
+
+
+@agents.command("prove")
+def agent_prove(
+    config: Annotated[str, typer.Argument(help="A name in envs_config/proof, or the path of a .yaml file.")] = "full",
+    overrides: _Overrides = None,
+    folder: Annotated[Path, typer.Option("--out", help="Cells, table and curves; name it again to go on.")] = Path(
+        "runs/proof"
+    ),
+    minutes: Annotated[float, typer.Option(help="Stop after so many minutes, to go on with another call.")] = math.inf,
+    videos: Annotated[bool, typer.Option(help="Film one episode of every method in the end.")] = False,
+) -> None:
+    """Does an agent that learned in dreams do well in the true world? [dim]mirage-env agent prove small[/]"""
+    from mirage_env.agents.config import PROOFS, load
+
+    _needs_stable_baselines3()
+    from mirage_env.agents.proof import ProofConfig, film_cells, prove, write_report
+
+    plan = load(config, overrides or (), ProofConfig, PROOFS)
+    with _Meter("proof", 1, unit="steps") as meter:
+
+        def tell(cell: str, done: int, total: int, values: dict[str, float]) -> None:
+            meter.update(done, total, cell + "  " + "  ".join(f"{key} {value:.3g}" for key, value in values.items()))
+
+        whole = prove(plan, folder, minutes, tell)
+    table = write_report(plan, folder)
+    if videos:
+        film_cells(plan, folder)
+    out.print(escape(table.read_text("utf-8")))
+    out.print(f"{'complete' if whole else 'not complete; the same command goes on'}: {escape(str(table))}")
+
+
+def _agent_name(name: str) -> str:
+    from mirage_env.agents.evaluation import AGENTS
+
+    if name not in AGENTS:
+        raise UnknownNameError("agent", name, AGENTS)
+    if name == "ppo":
+        _needs_stable_baselines3()
+    return name
+
+
+def _needs_stable_baselines3() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("stable_baselines3") is None:
+        raise InvalidValueError('PPO needs Stable-Baselines3; install it with pip install "mirage-env[agents]"')
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(H, W) from "128" or "96x160"."""
     parts = text.lower().split("x")

@@ -39,10 +39,10 @@ def load_config(source: str | Path, cls: type[T]) -> T:
     field has, a missing key without default and a value of the wrong type raise InvalidValueError with the key's path.
     """
     path = Path(source) if str(source).endswith((".yaml", ".yml")) else preset_path(str(source))
-    return build(cls, _values(path), path.name)
+    return build(cls, read_yaml(path), path.name)
 
 
-def _values(path: Path, heirs: tuple[Path, ...] = ()) -> Any:
+def read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> Any:
     """What the file says, on top of what its `base` says: a preset's name, or a file beside it."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ def _values(path: Path, heirs: tuple[Path, ...] = ()) -> Any:
     base = sibling if sibling.is_file() and sibling != path else preset_path(name)
     if base in heirs:
         raise InvalidValueError(f"{path} is its own base, by way of {base.name}; name another one")
-    return _merged(_values(base, (*heirs, path)), values)
+    return _merged(read_yaml(base, (*heirs, path)), values)
 
 
 def _merged(base: Any, changes: Any) -> Any:

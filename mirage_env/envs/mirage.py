@@ -120,7 +120,7 @@ def picture_pool(images: str | Path | Sequence[Any]) -> list[Any]:
     if not isinstance(images, (str, Path)):
         pool = list(images)
     elif (path := Path(images).expanduser()).is_dir():
-        pool = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
+        pool = sorted(str(file) for file in path.glob("[!.]*") if file.suffix.lower() in PICTURE_SUFFIXES)
     elif path.is_file():
         try:
             lines = [line.strip() for line in path.read_text("utf-8").splitlines()]

@@ -1,0 +1,124 @@
+"""What a YAML in `envs_config/agents/` may say, and `key=value` on the command line to say otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from mirage_env.config import build, read_yaml
+from mirage_env.errors import InvalidValueError, UnknownNameError, check_count
+from mirage_env.resources import ENVS_CONFIG
+
+T = TypeVar("T")
+AGENTS, PROOFS = ENVS_CONFIG / "agents", ENVS_CONFIG / "proof"
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Where an agent lives."""
+
+    id: str = "Mirage-v0"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `gym.make`."""
+    steps: int = 100
+    """Steps of an episode."""
+    scene_seeds: tuple[int, ...] | None = None
+    """For simulated worlds: the scenes that episodes draw from; None leaves it to the environment."""
+    blind: bool = False
+    """Pictures and depth are black: what can be learned without eyes."""
+    drafts_only: bool = False
+    """Every frame is the memory's first picture warped, nothing is generated: what generation must beat."""
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        if self.drafts_only and self.id != "Mirage-v0":
+            raise InvalidValueError(f"drafts_only needs the world Mirage-v0, got {self.id}")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Stable-Baselines3's PPO; names and meaning are its own."""
+
+    total_steps: int = 100_000
+    envs: int = 8
+    n_steps: int = 64
+    batch_size: int = 128
+    n_epochs: int = 4
+    learning_rate: float = 3e-4
+    gamma: float = 0.97
+    gae_lambda: float = 0.95
+    ent_coef: float = 0.01
+    clip_range: float = 0.2
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    features: int = 128
+    """Numbers that the network makes of one observation."""
+    device: str = "cpu"
+    checkpoint_steps: int = 10_000
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "envs", "n_steps", "batch_size", "n_epochs", "features", "checkpoint_steps"):
+            check_count(name, getattr(self, name))
+        if self.envs * self.n_steps < 2 or self.batch_size > self.envs * self.n_steps:
+            raise InvalidValueError(
+                f"batch_size must be at most envs * n_steps = {self.envs * self.n_steps}, got {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """One agent: what it is, where it learns, where it is examined."""
+
+    world: WorldConfig
+    test: WorldConfig
+    """Where `mirage-env agent eval` and `watch` put it."""
+    agent: Literal["ppo", "explorer", "random"] = "ppo"
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    seed: int = 0
+    test_episodes: int = 20
+    first_test_seed: int = 0
+    """Episode k is reset with this seed + k, whoever is examined."""
+
+
+def load(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    cls: type[T] = AgentConfig,  # type: ignore[assignment]
+    folder: Path = AGENTS,
+) -> T:
+    """A configuration by its name in `folder`, or from the path of a YAML, with every `a.b=value` applied.
+
+    Values of overrides are YAML. Raises UnknownNameError and InvalidValueError in one sentence.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = folder / f"{source}.yaml"
+        if not path.is_file():
+            raise UnknownNameError("agent config", str(source), (x.stem for x in folder.glob("*.yaml")))
+    return build(cls, with_overrides(read_yaml(path), overrides), path.name)
+
+
+def with_overrides(values: Any, overrides: Sequence[str]) -> Any:
+    """A copy of nested mappings with every `a.b=value` set; what the keys may be is checked by `build`."""
+    for override in overrides:
+        keys, equals, text = override.partition("=")
+        if not equals or not keys or not all(keys.split(".")):
+            raise InvalidValueError(f'an override must look like ppo.learning_rate=1e-3, got "{override}"')
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InvalidValueError(f'the value of the override "{override}" is not YAML') from None
+        values = _set(values, keys.split("."), value, override)
+    return values
+
+
+def _set(values: Any, keys: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise InvalidValueError(f'the override "{override}" reaches into {values!r}, which has no keys')
+    first, *rest = keys
+    return {**values, first: _set(values.get(first, {}), rest, value, override) if rest else value}

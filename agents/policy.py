@@ -1,0 +1,109 @@
+"""The network that PPO trains: a small CNN over RGB-D, the goal beside it; and a trained one at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from mirage_env.agents.checkpoint import load_checkpoint
+from mirage_env.agents.config import PPOConfig
+from mirage_env.envs.env import WalkEnv
+from mirage_env.errors import InvalidValueError
+
+FAR_M = 5.0
+"""Goal distances are divided by this."""
+
+
+class Eyes(BaseFeaturesExtractor):
+    """Every uint8 picture of the observation is a plane of one image (RGB and depth see the same pixels); numbers go
+    past the convolutions."""
+
+    def __init__(self, observation_space: Any, features: int = 128):
+        super().__init__(observation_space, features)
+        self._pictures = [name for name, space in observation_space.items() if is_image_space(space)]
+        self._numbers = [name for name in observation_space if name not in self._pictures]
+        planes = [_channels(observation_space[name]) for name in self._pictures]
+        wide = 0
+        if self._pictures:
+            self.convolutions = nn.Sequential(
+                nn.Conv2d(sum(planes), 16, 5, 4, 2), nn.ReLU(),
+                nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
+                nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
+                nn.Flatten(),
+            )  # fmt: skip
+            height, width = observation_space[self._pictures[0]].shape[-2:]
+            with torch.no_grad():
+                wide = self.convolutions(torch.zeros(1, sum(planes), height, width)).shape[1]
+        wide += sum(int(np.prod(observation_space[name].shape)) for name in self._numbers)
+        self.mix = nn.Sequential(nn.Linear(wide, features), nn.ReLU())
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        parts = []
+        if self._pictures:
+            parts.append(self.convolutions(torch.cat([observation[name] for name in self._pictures], 1) - 0.5))
+        for name in self._numbers:
+            numbers = observation[name].flatten(1)
+            parts.append(numbers / numbers.new_tensor([FAR_M, 1.0, 1.0]) if name == "goal" else numbers)
+        return self.mix(torch.cat(parts, 1))
+
+
+def _channels(space: spaces.Box) -> int:
+    if not is_image_space_channels_first(space):
+        raise InvalidValueError(f"pictures must come channels first here, got {space.shape}")
+    return space.shape[0]
+
+
+def policy_kwargs(config: PPOConfig) -> dict[str, Any]:
+    """What `PPO(policy_kwargs=...)` needs."""
+    return {
+        "features_extractor_class": Eyes,
+        "features_extractor_kwargs": {"features": config.features},
+        "net_arch": {"pi": [64], "vf": [64]},
+    }
+
+
+def check_observations(space: spaces.Space[Any]) -> None:
+    """Raises InvalidValueError for what the policy cannot see."""
+    if not isinstance(space, spaces.Dict):
+        raise InvalidValueError("PPO needs a Dict observation; name several, as in obs: [rgb, depth_u8]")
+    for name, box in space.items():
+        if len(box.shape) >= 2 and not is_image_space(box):
+            raise InvalidValueError(f'PPO cannot use the observation "{name}" {box.shape}; take depth_u8 for depth')
+
+
+class PolicyAgent:
+    """A trained policy at work: draws its actions, as it did while it learned, from a seed of each episode."""
+
+    def __init__(self, path: Path, env: WalkEnv, config: PPOConfig):
+        check_observations(env.observation_space)
+        from stable_baselines3.common.vec_env import VecTransposeImage
+
+        seen = spaces.Dict(
+            {
+                name: VecTransposeImage.transpose_space(space, name) if is_image_space(space) else space
+                for name, space in env.observation_space.spaces.items()
+            }
+        )
+        self.policy = MultiInputActorCriticPolicy(seen, env.action_space, lambda _: 0.0, **policy_kwargs(config))
+        self.card = load_checkpoint(path, self.policy, env.observation_space, env.action_space)
+        self.policy.set_training_mode(False)
+
+    def begin(self, env: WalkEnv, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def act(self, observation: Any) -> Any:
+        pictures, _ = self.policy.obs_to_tensor(observation)
+        drawn = self.policy.get_distribution(pictures).distribution
+        if isinstance(self.policy.action_space, spaces.Discrete):
+            return int(torch.multinomial(drawn.probs[0], 1, generator=self._generator))
+        noise = torch.randn(drawn.mean.shape, generator=self._generator)
+        return (drawn.mean + drawn.stddev * noise)[0].clamp(-1, 1).numpy()

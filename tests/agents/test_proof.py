@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3", reason="the extra `agents` is not installed")
+
+from mirage_env.agents.config import PROOFS, load
+from mirage_env.agents.proof import ProofConfig, agent_config, examinations, prove, resampled, write_report
+from mirage_env.errors import InvalidValueError
+
+SMALL = load("small", cls=ProofConfig, folder=PROOFS)
+
+
+def write_scores(folder: Path, method: str, seed: int, values: list[float]) -> None:
+    cell = folder / "explore" / method / f"seed-{seed}"
+    cell.mkdir(parents=True)
+    episodes = [{"known_m3": value} for value in values]
+    (cell / "scores.json").write_text(json.dumps({"scores": {"scenes": episodes, "family": episodes}}))
+
+
+def test_the_share_of_what_the_simulator_teaches(tmp_path: Path) -> None:
+    config = replace(SMALL, seeds=(0, 1), tasks=("explore",))
+    for seed in config.seeds:
+        write_scores(tmp_path, "random", seed, [1.0, 3.0])
+        write_scores(tmp_path, "simulator", seed, [5.0, 7.0])
+        write_scores(tmp_path, "dream", seed, [4.0, 6.0])
+    table = write_report(config, tmp_path).read_text("utf-8")
+    results = json.loads((tmp_path / "proof.json").read_text("utf-8"))
+    dream = results["explore/scenes/dream"]
+    # All three differ by constants in every episode, so the share has no spread: (5 - 2) / (6 - 2).
+    assert (dream["share"], dream["share_low"], dream["share_high"]) == pytest.approx((0.75, 0.75, 0.75))
+    assert (dream["mean"], dream["seeds"], dream["episodes"]) == (5.0, 2, 2)
+    assert dream["low"] < 5.0 < dream["high"]
+    assert "| PPO trained in Mirage-v0 | 5.000 (4.000 to 6.000) | 0.75 (0.75 to 0.75) | 2 | 2 |" in table
+    assert (tmp_path / "curves.svg").read_text("utf-8").startswith("<svg")
+
+
+def test_seeds_are_drawn_for_each_method_and_episodes_for_all_alike() -> None:
+    episodes = np.array([[0.0, 10.0, 20.0]])
+    drawn = resampled({"a": episodes, "b": episodes + 1.0})
+    assert np.allclose(drawn["b"] - drawn["a"], 1.0)
+    seeds = np.array([[0.0], [1.0]])
+    apart = resampled({"a": seeds, "b": seeds})
+    assert not np.allclose(apart["a"], apart["b"])
+    assert set(np.unique(apart["a"])) == {0.0, 0.5, 1.0}
+
+
+def test_everybody_is_examined_in_the_true_world(tmp_path: Path) -> None:
+    for method in SMALL.methods:
+        agent = agent_config(SMALL, tmp_path, "point_goal", method, 0)
+        assert {world.id for world in examinations(SMALL, agent).values()} == {"MirageSim-v0"}
+        assert all(world.scene_seeds is None for world in examinations(SMALL, agent).values())
+        assert "goal" in agent.world.kwargs["obs"]
+        assert agent.world.blind == agent.test.blind == (method == "blind")
+        assert (agent.world.id == "MirageSim-v0") == (method == "simulator")
+    learner = agent_config(SMALL, tmp_path, "explore", "simulator", 0)
+    assert learner.world.scene_seeds == SMALL.scenes  # the very scenes whose pictures the dreams are made from
+
+
+def test_a_proof_goes_on_and_refuses_another_configuration(tmp_path: Path) -> None:
+    config = replace(SMALL, tasks=("explore",), methods=("random",), steps=2, pool=1, test_episodes=1)
+    assert prove(config, tmp_path)
+    scores = tmp_path / "explore" / "random" / "seed-0" / "scores.json"
+    first = scores.stat().st_mtime_ns
+    assert prove(replace(config, seeds=(0, 1)), tmp_path)  # a seed more
+    assert scores.stat().st_mtime_ns == first
+    assert (tmp_path / "explore" / "random" / "seed-1" / "scores.json").is_file()
+    with pytest.raises(InvalidValueError, match="holds a proof with another steps; choose another output folder"):
+        prove(replace(config, steps=3), tmp_path)
+
+
+def test_no_time_leaves_training_for_later(tmp_path: Path) -> None:
+    config = replace(SMALL, tasks=("explore",), methods=("simulator",), steps=2, pool=1)
+    assert not prove(config, tmp_path, minutes=0.0)
+    assert not list(tmp_path.glob("**/scores.json"))
+    assert "PPO trained" not in write_report(config, tmp_path).read_text("utf-8")
