@@ -6,8 +6,9 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,17 +87,60 @@ def write_walk(
 
 
 def write_video(path: Path, rgb: UInt8[np.ndarray, "T H W 3"], *, fps: float, enlargement: int = 1) -> None:
-    """H.264 with yuv420p, which every player shows; enlarging by a whole factor keeps the colour planes sharp."""
-    height, width = (side * enlargement for side in rgb.shape[1:3])
-    writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=fps, codec="libx264", pix_fmt_out="yuv420p", macro_block_size=2,
-        output_params=["-crf", "16", "-movflags", "+faststart"], ffmpeg_log_level="error",
-    )  # fmt: skip
-    writer.send(None)
+    """All frames at once, see `VideoFile`."""
+    video = VideoFile(path, rgb.shape[1:3], fps=fps, enlargement=enlargement)
     for frame in rgb:
-        picture = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
-        writer.send(np.ascontiguousarray(picture))
-    writer.close()
+        video.write(frame)
+    video.close()
+
+
+class VideoFile:
+    """H.264 with yuv420p, which every player shows; enlarging by a whole factor keeps the colour planes sharp.
+
+    Frames of `size` = (H, W), both even once enlarged, go in one by one. Equal frames give equal bytes.
+    """
+
+    def __init__(self, path: Path, size: Sequence[int], *, fps: float, enlargement: int = 1):
+        self.path = path
+        height, width = (side * enlargement for side in size)
+        self._size = (width, height)
+        bit_exact = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
+        self._writer = imageio_ffmpeg.write_frames(
+            str(path), self._size, fps=fps, codec="libx264", pix_fmt_out="yuv420p", macro_block_size=2,
+            output_params=["-crf", "16", "-movflags", "+faststart", *bit_exact], ffmpeg_log_level="error",
+        )  # fmt: skip
+        self._writer.send(None)
+
+    def write(self, frame: UInt8[np.ndarray, "H W 3"]) -> None:
+        """The next frame."""
+        picture = Image.fromarray(frame)
+        if picture.size != self._size:
+            picture = picture.resize(self._size, Image.Resampling.LANCZOS)
+        self._writer.send(np.ascontiguousarray(picture))
+
+    def close(self) -> None:
+        """The file is whole when this returns; again, it does nothing."""
+        self._writer.close()
+
+
+def read_video(path: Path, size: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The frames of a video of `size` = (H, W), one after another."""
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while frame := process.stdout.read(3 * size[0] * size[1]):
+            yield np.frombuffer(frame, np.uint8).reshape(*size, 3)
 
 
 def walk_sheet(frames: Frames, *, title: str, subtitle: str = "", columns: int = 9) -> Image.Image:

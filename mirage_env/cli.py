@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from mirage_env.errors import InvalidValueError, MirageError, UnknownNameError
+
+if TYPE_CHECKING:
+    from mirage_env.rollout.config import Run
+    from mirage_env.rollout.run import Outcome
 
 app = typer.Typer(
     help="One image in, a persistent 3D-consistent world out.\n\nStart with: [bold]mirage-env demo[/]",
@@ -456,6 +460,165 @@ def _needs_stable_baselines3() -> None:
         raise InvalidValueError('PPO needs Stable-Baselines3; install it with pip install "mirage-env[agents]"')
 
 
+rollout = typer.Typer(
+    help="Generate trajectories by the thousand: plan, run, look after, export.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(rollout, name="rollout")
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to generate; see docs/rollout.md.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace values of the file, like steps=32.")
+]
+RolloutFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+
+
+@rollout.command("plan")
+def rollout_plan(
+    file: RunFile,
+    overrides: Overrides = None,
+    shards: Annotated[int, typer.Option(min=1, help="How many workers would share the work.")] = 1,
+) -> None:
+    """Say what a run would cost: times this machine for a moment.
+
+    [dim]mirage-env rollout plan RUN.yaml episodes=10000 --shards 8[/]
+    """
+    from datetime import datetime, timedelta
+
+    from mirage_env.rollout.plan import plan
+
+    run = _run_of(file, overrides)
+    with out.status("timing this machine on the first unit"):
+        found = plan(run, shards)
+    finish = datetime.now() + timedelta(hours=found.hours)
+    out.print(f"{found.episodes} episodes, at most {found.frames} frames, in {found.units} units")
+    out.print(f"{found.bytes / 1e9:.3g} GB in {found.files} files")
+    out.print(f"{found.node_hours:.3g} node-hours on machines like this one: {found.frames_a_second:.1f} frames/s each")
+    out.print(f"{shards} at a time: {found.hours:.3g} hours; begun now, done {finish:%Y-%m-%d %H:%M}")
+    out.print(f"a unit takes {found.seconds_a_unit:.0f} s: let SIGTERM have that long before SIGKILL")
+
+
+@rollout.command("run")
+def rollout_run(
+    file: RunFile,
+    overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where the units go; name it again to go on.")] = Path(
+        "rollout"
+    ),
+    shard: Annotated[
+        str, typer.Option(help="i/N: every N-th unit from i on; auto: as the cluster's array variables say.")
+    ] = "0/1",
+    workers: Annotated[str | None, typer.Option(help="ray, or ray:N for N workers.")] = None,
+    keep: Annotated[str | None, typer.Option(help='Store only such episodes: "reprojection_rel < 0.1".')] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Generate what is not there yet. Stop it as you like: the same command goes on, to the same bytes.
+
+    Exit code 3: something failed, see failures.jsonl, and the rest was done. 143: it was asked to stop, and did.
+
+    [dim]mirage-env rollout run RUN.yaml --out night --shard 0/4[/]
+    """
+    import os
+
+    from mirage_env.rollout.folder import RunFolder
+    from mirage_env.rollout.run import Stop, mine, run_shard, shard_from_text
+
+    run = _run_of(file, [*(overrides or []), *([f"keep={keep}"] if keep is not None else [])])
+    part, total, place = shard_from_text(shard, os.environ), run.config.units, RunFolder(folder)
+    if dry_run:
+        todo = [unit for unit in mine(total, part) if not place.exists(unit)]
+        out.print(f"{len(todo)} of {total} units would be generated, as shard {part[0]} of {part[1]}; for example")
+        for job in run.jobs(todo[0]) if todo else []:
+            out.print(f"  {escape(str(vars(job)))}")
+        return
+    with _Meter("generating", 1) as meter, Stop().on_signals() as stop:
+        if workers is None:
+            outcome = run_shard(run, str(folder), part, meter.update, stop)
+        else:
+            from mirage_env.rollout.on_ray import run_on_ray
+
+            outcome = run_on_ray(run, str(folder), _ray_workers(workers), meter.update, stop)
+    _tell_outcome(outcome, folder)
+
+
+@rollout.command("status")
+def rollout_status(folder: RolloutFolder) -> None:
+    """Say how far a run is."""
+    from mirage_env.rollout.folder import RunFolder
+
+    place = RunFolder(folder)
+    found = place.status()
+    out.print(f"{found.units_done} of {found.units} units, {found.episodes_done} of {found.episodes} episodes")
+    out.print(f"{found.frames} frames in {found.bytes / 1e9:.3g} GB; {found.dropped} episodes refused by keep")
+    if found.failed:
+        out.print(f"{found.failed} episodes failed:")
+        for line in place.failures()[:10]:
+            out.print(f"  unit {line['unit']}, episode {line['episode']}: {escape(line['error'])}")
+        out.print(f"try them again: [bold]mirage-env rollout retry {escape(str(folder))}[/]")
+
+
+@rollout.command("verify")
+def rollout_verify(folder: RolloutFolder) -> None:
+    """Read every byte of every unit and say what does not fit; exit code 3 where something does not."""
+    from mirage_env.rollout.folder import RunFolder
+
+    place, wrong = RunFolder(folder), 0
+    total = place.run().config.units
+    with _Meter("verifying", total, unit="units") as meter:
+        count = 0
+        for count, (_, faults) in enumerate(place.verify(), start=1):
+            wrong += bool(faults)
+            for fault in faults:
+                out.print(f"[red]{escape(fault)}[/]")
+            meter.update(count, total)
+    out.print(
+        f"{count - wrong} of {count} units are whole" + ("" if count == total else f"; {total - count} are missing")
+    )
+    if wrong:
+        raise typer.Exit(3)
+
+
+@rollout.command("retry")
+def rollout_retry(folder: RolloutFolder) -> None:
+    """Generate the units again in which something failed."""
+    from mirage_env.rollout.folder import RunFolder
+    from mirage_env.rollout.run import Stop, Worker
+
+    place = RunFolder(folder)
+    worker = Worker(place.run())
+    with _Meter("generating", 1) as meter, Stop().on_signals() as stop:
+        outcome = worker.run_units(place, place.forget_failures(), meter.update, stop)
+    _tell_outcome(outcome, folder)
+
+
+def _run_of(file: Path, overrides: list[str] | None) -> Run:
+    from mirage_env.config import load_config
+    from mirage_env.rollout.config import Run, RunConfig
+
+    if file.suffix not in (".yaml", ".yml"):
+        raise InvalidValueError(f"a run is described by a .yaml file, got {file}")
+    return Run(load_config(file, RunConfig, overrides or []))
+
+
+def _ray_workers(text: str) -> int | None:
+    name, _, number = text.partition(":")
+    if name != "ray" or not (number == "" or (number.isdecimal() and int(number) > 0)):
+        raise InvalidValueError(f'--workers must be ray or ray:N, got "{text}"')
+    return int(number) if number else None
+
+
+def _tell_outcome(outcome: Outcome, folder: Path) -> None:
+    out.print(f"{outcome.episodes} episodes, {outcome.frames} frames, in {escape(str(folder))}")
+    if outcome.failed:
+        out.print(f"[red]{outcome.failed} episodes failed[/]; see {escape(str(folder / 'failures.jsonl'))}, then: ")
+        out.print(f"  [bold]mirage-env rollout retry {escape(str(folder))}[/]")
+    if outcome.stopped:
+        out.print("stopped as asked, the unit in hand is whole; the same command goes on")
+        raise typer.Exit(143)
+    if outcome.failed:
+        raise typer.Exit(3)
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(H, W) from "128" or "96x160"."""
     parts = text.lower().split("x")
@@ -527,7 +690,7 @@ class _Meter:
         self._bar.stop()
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        self._marks.append((time.perf_counter(), done))
+        self._marks = [*self._marks[:1], (time.perf_counter(), done)]
         rate = f"{self.rate:.1f} {self._unit}/s" if self.rate else ""
         self._bar.update(self._task, completed=done, total=total, rate=rate, note=note)
 

@@ -6,6 +6,7 @@ Each dataclass lives beside the class that it configures and checks itself in `_
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,15 +32,19 @@ def preset_path(name: str) -> Path:
     return ENVS_CONFIG / f"{name}.yaml"
 
 
-def load_config(source: str | Path, cls: type[T]) -> T:
+def load_config(source: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
     """The dataclass `cls` filled from a preset's name or from a path that ends in .yaml.
 
     A file with `base: NAME` says only what it changes of that preset, or of the file of that name beside it.
+    Each override reads `key=value` or `key.inner=value`, its value in YAML, and changes what the file says.
     Fields may be int, float, str, bool, dict, Literal, X | None, tuples of these and further dataclasses. A key that no
     field has, a missing key without default and a value of the wrong type raise InvalidValueError with the key's path.
     """
     path = Path(source) if str(source).endswith((".yaml", ".yml")) else preset_path(str(source))
-    return build(cls, read_yaml(path), path.name)
+    values = read_yaml(path)
+    for override in overrides:
+        values = _merged({} if values is None else values, _nested(override))
+    return build(cls, values, path.name)
 
 
 def read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> Any:
@@ -65,6 +70,20 @@ def _merged(base: Any, changes: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
     return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
+
+
+def _nested(override: str) -> Any:
+    """{"key": {"inner": value}} from key.inner=value."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InvalidValueError(f'an override must look like key=value, got "{override}"')
+    try:
+        nested = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidValueError(f"{override}: {' '.join(str(error).split())}") from None
+    for name in reversed(key.strip().split(".")):
+        nested = {name: nested}
+    return nested
 
 
 def build(cls: type[T], values: Any, where: str) -> T:

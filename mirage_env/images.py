@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from mirage_env.errors import ImageError, UnknownNameError
@@ -109,13 +109,57 @@ def load_image(source: str | Path | np.ndarray | Image.Image, size: tuple[int, i
 def check_image(source: Any, size: tuple[int, int] = (128, 128)) -> None:
     """Raises what `load_image` would, as far as the header of a file tells: no pixel is read."""
     if isinstance(source, (str, Path)):
-        path = _find(source)
-        with _telling(path), Image.open(path) as picture:
-            known = "exif" in picture.info  # else a PNG would read all its pixels to look for it behind them
-            turned = known and _exif(picture).get(_ORIENTATION) in (5, 6, 7, 8)
-            _check_shape(picture.size[::-1] if turned else picture.size, str(source), size)
+        height, width = upright_size(source)
+        _check_shape((width, height), str(source), size)
     else:
         load_image(source, size)
+
+
+def upright_size(source: str | Path) -> tuple[int, int]:
+    """(H, W) of a picture file as it is meant to be seen; no pixel is read. Raises ImageError."""
+    path = _find(source)
+    with _telling(path), Image.open(path) as picture:
+        known = "exif" in picture.info  # else a PNG would read all its pixels to look for it behind them
+        turned = known and _exif(picture).get(_ORIENTATION) in (5, 6, 7, 8)
+        return picture.size if turned else picture.size[::-1]
+
+
+def lens_after_crop(
+    intrinsics_px: Float[np.ndarray, "3 3"], whole: tuple[int, int], size: tuple[int, int]
+) -> Float[np.ndarray, "3 3"]:
+    """K of a picture of `whole` = (H, W) pixels, for the frame of `size` that `load_image` makes of it."""
+    scale = min(whole[0] / size[0], whole[1] / size[1])
+    left, top = (whole[1] - size[1] * scale) / 2, (whole[0] - size[0] * scale) / 2
+    moved = np.array([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, 1.0]]) @ intrinsics_px
+    return np.diag([1 / scale, 1 / scale, 1.0]) @ moved
+
+
+def load_depth(source: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """Depth that belongs to a picture, cropped like it and brought to `size` by the nearest pixel; metres, 0 unknown.
+
+    A .npy holds metres (H, W); any other file is a 16-bit grey picture in millimetres. Raises ImageError.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.suffix == ".npy":
+            depth = np.load(path, allow_pickle=False).astype(np.float32)
+        else:
+            with Image.open(path) as picture:
+                if not picture.mode.startswith("I"):
+                    raise ImageError(f"depth must be a 16-bit grey picture in millimetres, {path} is {picture.mode}")
+                depth = np.asarray(picture).astype(np.float32) / 1000.0
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"the depth {path} cannot be read ({error}); give a 16-bit picture or a .npy") from error
+    if depth.ndim != 2 or min(depth.shape) < 1:
+        raise ImageError(f"depth must have shape (H, W), {path} has {depth.shape}")
+    scale = min(depth.shape[0] / size[0], depth.shape[1] / size[1])
+    rows, columns = (
+        ((np.arange(side) + 0.5) * scale + (whole - side * scale) / 2).astype(int)
+        for side, whole in zip(size, depth.shape, strict=True)
+    )
+    return np.nan_to_num(depth[rows[:, None], columns], posinf=0.0, neginf=0.0)
 
 
 def _find(source: str | Path) -> Path:

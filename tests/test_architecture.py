@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world_model": BASE | SIBLINGS,
     "envs": WORLD | {"simulator"},
     "training": WORLD | {"simulator"} | PICTURES,
-    "rollout": ENVS | PICTURES,
+    "rollout": ENVS | PICTURES | {"__version__"},
     "evaluation": ENVS | PICTURES,
     "demo": {"errors", "types", "geometry"},
     "agents": ENVS | PICTURES | {"rollout", "evaluation"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -18,6 +18,7 @@ from mirage_env.envs.world import Need, Walk, answer
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count
 from mirage_env.lockstep import in_step
 
+T = TypeVar("T")
 BATCHING_MODES = ("auto", "exact", "batched")
 
 
@@ -82,7 +83,7 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             self._clock = 0
         infos: dict[str, Any] = {}
         walks = [self.envs[i].resetting(seeds[i], own[i], self._clock) for i in chosen]
-        for i, (seen, info) in zip(chosen, self._together(walks), strict=True):
+        for i, (seen, info) in zip(chosen, self.together(walks), strict=True):
             self._seen[i], self._over[i] = seen, False
             infos = self._add_info(infos, info, i)
         return self._observations(), infos
@@ -95,7 +96,7 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         walks: list[Walk[Any]] = [
             env.resetting(skipped=clock) if renewed[i] else env.stepping(given[i]) for i, env in enumerate(self.envs)
         ]
-        results = self._together(walks)
+        results = self.together(walks)
         self._clock = clock
 
         rewards = np.zeros(self.num_envs)
@@ -111,7 +112,7 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
         ended = [i for i in range(self.num_envs) if over[i] and same_step]
         last = {i: {"final_obs": self._seen[i], "final_info": own[i]} for i in ended}
-        begun = self._together([self.envs[i].resetting(skipped=clock) for i in last])
+        begun = self.together([self.envs[i].resetting(skipped=clock) for i in last])
         for i, (seen, info) in zip(last, begun, strict=True):
             self._seen[i], own[i] = seen, info
         self._over = np.zeros_like(over) if same_step else over
@@ -158,13 +159,17 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         for env, value in zip(self.envs, per_env(name, values, self.num_envs), strict=True):
             setattr(env, name, value)
 
-    # ---- the parts --------------------------------------------------------------------------------------------------
+    # ---- beyond Gymnasium -------------------------------------------------------------------------------------------
 
-    def _together(self, walks: list[Walk[Any]]) -> list[Any]:
+    def together(self, walks: Sequence[Walk[T]]) -> list[T]:
+        """Runs walks of these environments to their ends; what they need of the world at a time is asked at once."""
+
         def ask(needs: list[Need]) -> list[Any]:
             return answer(self.world, needs, self.exact)
 
         return in_step(walks, ask)
+
+    # ---- the parts --------------------------------------------------------------------------------------------------
 
     def _actions(self, actions: Any, renewed: np.ndarray) -> list[Any]:
         """One action an environment, all checked before any acts."""

@@ -1,0 +1,88 @@
+"""The same run on many processes or machines through ray core: an optional extra, `pip install mirage-env[ray]`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mirage_env.errors import InvalidValueError
+from mirage_env.rollout.config import Run
+from mirage_env.rollout.folder import RunFolder
+from mirage_env.rollout.run import Outcome, Progress, Stop, Worker
+
+ATTEMPTS = 3
+"""A unit whose worker died is given to a new one, so often at most."""
+
+
+def run_on_ray(
+    run: Run, out: str, workers: int | None = None, progress: Progress | None = None, stop: Stop | None = None
+) -> Outcome:
+    """Hands out one unit after another to `workers` actors, one CPU each; without a number, one for each CPU.
+
+    Uses the cluster of RAY_ADDRESS where that is set, else this machine. `out` must be a folder that all machines see.
+    Workers that die are replaced. Raises InvalidValueError where ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InvalidValueError("--workers ray needs ray; install it with: pip install 'mirage-env[ray]'") from None
+
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        return _run(ray, run, out, workers or max(1, int(ray.cluster_resources().get("CPU", 1))), progress, stop)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _run(ray: Any, run: Run, out: str, workers: int, progress: Progress | None, stop: Stop | None) -> Outcome:
+    folder, outcome = RunFolder(out), Outcome()
+    todo = [unit for unit in range(run.config.units) if not folder.exists(unit)]
+    total = sum(len(run.jobs(unit)) for unit in todo) * (run.config.steps + 1)
+    attempts = dict.fromkeys(todo, 0)
+    actor_class = ray.remote(num_cpus=1)(_RayWorker)
+    idle: list[Any] = []
+    running: dict[Any, tuple[Any, int]] = {}
+    made = done = 0
+    while running or (todo and not stop):
+        while todo and not stop and (idle or made < workers):
+            if not idle:
+                idle.append(actor_class.remote(run, out))
+                made += 1
+            actor, unit = idle.pop(), todo.pop(0)
+            attempts[unit] += 1
+            running[actor.generate.remote(unit)] = (actor, unit)
+        finished, _ = ray.wait(list(running), timeout=0.5)
+        for result in finished:
+            actor, unit = running.pop(result)
+            try:
+                part = Outcome(**json.loads(ray.get(result)))
+                idle.append(actor)
+            except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError):
+                made -= 1
+                if attempts[unit] < ATTEMPTS:
+                    todo.insert(0, unit)
+                    continue
+                folder.fail(unit, None, f"the worker died {ATTEMPTS} times at this unit; it may need more memory")
+                part = Outcome(failed=len(run.jobs(unit)))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, InvalidValueError) else error from None
+            for name in ("units", "episodes", "frames", "failed"):
+                setattr(outcome, name, getattr(outcome, name) + getattr(part, name))
+            done += len(run.jobs(unit)) * (run.config.steps + 1)
+            if progress is not None:
+                progress(done, total, f"unit {unit}")
+    outcome.stopped = bool(todo)
+    return outcome
+
+
+class _RayWorker:
+    """A worker in a process of ray's; results travel as JSON."""
+
+    def __init__(self, run: Run, out: str):
+        self._worker, self._folder = Worker(run), RunFolder(out)
+
+    def generate(self, unit: int) -> str:
+        return json.dumps(vars(self._worker.run_units(self._folder, [unit])))
