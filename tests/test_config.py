@@ -91,3 +91,24 @@ def test_missing_file_and_unknown_preset_name_those_that_exist(tmp_path: Path) -
 def test_presets_are_found() -> None:
     assert "mirage-tiny" in config.preset_names()
     assert config.preset_path("mirage-tiny").is_file()
+
+
+def test_overrides_change_what_the_file_says(tmp_path: Path) -> None:
+    from mirage_env.rollout.config import RunConfig
+
+    file = tmp_path / "run.yaml"
+    file.write_text("steps: 5\nenv_kwargs: {size: [32, 32], chunk: 4}\n")
+    run = config.load_config(
+        file, RunConfig, ["steps=7", "env_kwargs.size=[64, 64]", "images=a=b.png", "env_kwargs.task=free"]
+    )
+    assert (run.steps, run.images) == (7, "a=b.png")
+    assert run.env_kwargs == {"size": [64, 64], "chunk": 4, "task": "free"}
+    for override, message in (
+        ("steps", "an override must look like key=value"),
+        ("=3", "an override must look like key=value"),
+        ("steps=[", "steps="),
+        ("stepz=3", "stepz"),
+        ("steps.inner=3", "steps"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            config.load_config(file, RunConfig, [override])
