@@ -53,7 +53,7 @@ class RunFolder:
 
         Raises InvalidValueError where it holds another run, OutputError where it cannot be written to.
         """
-        about = {"format": FORMAT, "config": asdict(run.config), "fingerprint": run.fingerprint()}
+        about: dict[str, Any] = {"format": FORMAT, "config": asdict(run.config), "fingerprint": run.fingerprint()}
         about |= {"weights_sha256": dict(weights), "revision": revision(), "version": __version__}
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ def _make(run: Run) -> WalkVectorEnv:
     """As many environments as a unit has episodes."""
     config = run.config
     follows = config.mover == "cameras" or any(row.trajectory for row in run.inputs)
-    kwargs = {"obs": "rgb", "feedback": "hold"} if config.mover in ("walk", "loop", "cameras") else {}
+    kwargs: dict[str, Any] = {"obs": "rgb", "feedback": "hold"} if config.mover in ("walk", "loop", "cameras") else {}
     kwargs |= config.env_kwargs | movers.env_kwargs(config.mover, follows)
     count = min(config.episodes_a_unit, config.episodes)
     try:
