@@ -183,6 +183,86 @@ def train(
     out.print(f"done; the weights are in {escape(str(target))}")
 
 
+@app.command()
+def bench(
+    full: Annotated[
+        bool, typer.Option("--full", help="704 x 1280 with the architecture of Wan2.2's VAE; minutes, 8 GB.")
+    ] = False,
+    chunks: Annotated[int, typer.Option(min=1, help="How many chunks both memories grow over.")] = 10,
+    rule: Annotated[str, typer.Option(help="paper: every cell and pixel is stored. novel: what is new.")] = "paper",
+    folder: Annotated[Path, typer.Option("--out", help="bench.json and bench.html go there.")] = Path("bench"),
+    preset: Annotated[str, typer.Option(help="Which model, where not --full.")] = "mirage-tiny",
+) -> None:
+    """What remembering costs: latent beside RGB memory, in time and bytes, chunk by chunk (the paper's Figure 5).
+
+    [dim]mirage-env bench --chunks 20 --out bench[/]
+    """
+    import torch
+
+    from mirage_env.artefacts import prepare_folder
+    from mirage_env.evaluation import memory_bench as measure
+
+    target = prepare_folder(folder)
+    split: dict[str, dict[str, float]] = {}
+    encode_ms = None
+    if full:
+        scale = measure.FULL
+        with _Meter("one encode", 1, "pictures") as meter:
+            encode_ms = measure.encode_once(measure.WAN22, scale.size)
+            meter.update(1, 1)
+        encode = measure.no_encode(scale)
+    else:
+        from mirage_env.world_model import load_world
+
+        model = load_world(preset, device="cpu")
+        scale, encode = measure.tiny(model), model.encode
+        with _Meter("whole chunks", 1, "chunks") as meter:
+            split = measure.end_to_end(model, max(5, chunks), meter.update)
+    with torch.inference_mode():
+        with _Meter("chunks", chunks, "chunks") as meter:
+            costs = measure.over_chunks(scale, chunks, encode, rule, meter.update, encode_ms)
+        grown = measure.growth()
+    ways = measure.bytes_every_way(scale, 5)
+    files = measure.write_report(target, scale, costs, ways, grown, split)
+    _print_bench(scale, costs, ways, split)
+    for file in files:
+        out.print(f"  {escape(str(file))}", style="bold" if file.suffix == ".html" else "")
+
+
+def _print_bench(scale, costs, ways, split) -> None:  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    from mirage_env.evaluation.memory_bench import PAPER_SPEED
+
+    table = Table(title=f"{scale.name}: one read of one frame, and the cache")
+    for column in ("chunk", "latent ms", "RGB ms", "of it encode", "ratio", "latent MiB", "RGB MiB", "ratio"):
+        table.add_column(column, justify="right")
+    for latent, rgb in zip(costs["latent"], costs["rgb"], strict=True):
+        table.add_row(
+            str(latent.chunk), f"{latent.read_ms:.2f}", f"{rgb.read_ms:.1f}", f"{rgb.encode_ms:.1f}",
+            f"{rgb.read_ms / latent.read_ms:.1f}", f"{latent.bytes / 2**20:.2f}", f"{rgb.bytes / 2**20:.1f}",
+            f"{rgb.bytes / latent.bytes:.1f}",
+        )  # fmt: skip
+    out.print(table)
+    table = Table(title="Cache at chunk 5, every cell and pixel stored; the paper says 55")
+    for column in ("stored", "counted", "latent MiB", "RGB MiB", "ratio"):
+        table.add_column(column, justify="left" if column in ("stored", "counted") else "right")
+    for way in ways:
+        sizes = (f"{way['latent'] / 2**20:.2f}", f"{way['rgb'] / 2**20:.1f}", f"{way['ratio']:.1f}")
+        table.add_row(way["stored"], way["counted"], *sizes)
+    out.print(table)
+    if split:
+        table = Table(title="One chunk of 8 frames, end to end, ms; see: depth and masks")
+        parts = list(dict.fromkeys(part for row in split.values() for part in row))
+        for column in ("memory", *parts):
+            table.add_column(column, justify="right")
+        for name, row in split.items():
+            table.add_row(name, *(f"{row.get(part, 0.0):.1f}" for part in parts))
+        out.print(table)
+        ratio = split["rgb"]["all"] / split["latent"]["all"]
+        out.print(f"end to end the RGB memory takes [bold]{ratio:.2f}x[/] as long; the paper says {PAPER_SPEED}x\n")
+
+
 evaluation = typer.Typer(
     help="How good the generated world is: frozen suites, scores with intervals, a report.\n\n"
     "Start with: [bold]mirage-env eval run --suite novel-view --scenes 4[/]",

@@ -90,6 +90,48 @@ def interval_chart(rows: Mapping[str, Interval], unit: str, marks: Mapping[str, 
     return "".join([*parts, "</svg>"])
 
 
+def log_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
+    """A line a series through positive (x, y), both axes logarithmic: a power law is straight, a ratio a distance."""
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return ""
+    width, height, left, right, top, bottom = 680, 280, 62, 110, 14, 40
+    (x_low, x_high), (y_low, y_high) = (
+        (log10(min(p[axis] for p in points)), log10(max(p[axis] for p in points))) for axis in (0, 1)
+    )
+    y_low, y_high = floor(y_low), max(ceil(y_high), floor(y_low) + 1)
+
+    def x(value: float) -> float:
+        return left + (width - left - right) * (log10(value) - x_low) / max(x_high - x_low, 1e-9)
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (y_high - log10(value)) / (y_high - y_low)
+
+    parts = [_open(width, height, f"{y_label} over {x_label}")]
+    for power in range(y_low, y_high + 1):
+        at = y(10.0**power)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
+    shown: list[float] = []
+    for value in sorted({p[0] for p in points}):
+        if not shown or x(value) - x(shown[-1]) > 34:
+            shown.append(value)
+            parts.append(
+                f'<text x="{x(value):.1f}" y="{height - bottom + 18}" text-anchor="middle">{value:,.0f}</text>'
+            )
+    middle = (left + width - right) / 2
+    title = f"{escape(y_label)} over {escape(x_label)}"
+    parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{title}</text>')
+    for colour, (name, line) in zip(_colours(len(series)), series.items(), strict=True):
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
+        parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in line]
+        label = f"{_words(name)} {number(line[-1][1])}"
+        place = y(line[-1][1]) + 4
+        parts.append(f'<text x="{width - right + 10}" y="{place:.1f}" style="fill:{colour}">{label}</text>')
+    return "".join([*parts, "</svg>"])
+
+
 def number(value: float) -> str:
     """Three digits or so."""
     if not isfinite(value):
