@@ -144,23 +144,31 @@ def fetch(
 @app.command()
 def train(
     stage: Annotated[
-        str, typer.Argument(help="render, codec, perception, latents or denoiser; all runs them one after another.")
+        str,
+        typer.Argument(
+            help="render, codec, perception, latents, refiner, denoiser, walks or finetune; all: one after another."
+        ),
     ] = "all",
     recipe: Annotated[
-        str, typer.Option(help="A name in envs_config/train, or the path of a .yaml file.")
+        str, typer.Option(help="A name in envs_config/train, or the path of a folder like those in it.")
     ] = "mirage-tiny",
     folder: Annotated[
-        Path, typer.Option("--out", help="Clips, checkpoints and weights; name it again to go on.")
-    ] = Path("runs/mirage-tiny"),
+        Path | None,
+        typer.Option("--out", help="Clips, checkpoints and weights; runs/RECIPE if not told. The same one goes on."),
+    ] = None,
     photos: Annotated[
         Path | None, typer.Option(help="A folder of photographs that the codec learns from beside the simulator.")
     ] = None,
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes, to go on with another call.")] = math.inf,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A few steps of every stage, to see that all of it runs.")
+    ] = False,
 ) -> None:
     """Train the embedded model anew. Every stage goes on where it was cut off, to the same result.
 
     [dim]mirage-env train --photos ~/Pictures --minutes 10[/]
+    [dim]tensorboard --logdir runs[/]  shows losses and sample strips (with the extra "train").
     """
     from mirage_env.artefacts import prepare_folder
     from mirage_env.training.recipe import STAGES, load_recipe, run_stage
@@ -168,13 +176,15 @@ def train(
 
     if stage not in (known := ("all", *STAGES)):  # before a folder is made for it
         raise UnknownNameError("training stage", stage, known)
-    plan, place, target = load_recipe(recipe), str(resolve_device(device)), prepare_folder(folder)
+    recipe = "smoke" if smoke else recipe
+    plan, place = load_recipe(recipe), str(resolve_device(device))
+    target = prepare_folder(folder or Path("runs") / Path(recipe).name)
     deadline = time.monotonic() + 60.0 * minutes
     for name in STAGES if stage == "all" else (stage,):
         with _Meter(name, 1, unit="steps") as meter:
 
             def tell(done: int, total: int, values: dict[str, float], meter: _Meter = meter) -> None:
-                meter.update(done, total, "  ".join(f"{key} {value:.3g}" for key, value in values.items()))
+                meter.update(done, total, f"loss {values['loss']:.3g}" if "loss" in values else "")
 
             whole = run_stage(name, plan, target, photos, place, deadline - time.monotonic(), tell)
         if not whole:

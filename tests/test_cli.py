@@ -135,6 +135,20 @@ def test_size() -> None:
             cli.parse_size(bad)
 
 
+def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mirage_env.world_model import load_world
+
+    assert mirage_env(monkeypatch, "train", "--smoke", "--out", str(tmp_path), "--device", "cpu") == 0
+    for name in ("codec", "perception", "refiner", "denoiser", "finetune"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [2, 4]
+        assert Image.open(tmp_path / f"{name}.png").height % 64 == 0  # rows of pictures of 64 pixels
+        assert list((tmp_path / "tensorboard" / name).iterdir())
+    assert load_world("mirage-tiny", (64, 64), "cpu", weights=tmp_path).weights["denoiser"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,8 +156,10 @@ def test_size() -> None:
             ["codex"],
             'unknown training stage "codex"; known are all, codec, denoiser, finetune, latents',
         ),
-        (["--recipe", "mirage-tny"], 'unknown recipe "mirage-tny"; known are mirage-tiny; did you mean "mirage-tiny"?'),
-        (["--recipe", "none.yaml"], "no config file at none.yaml"),
+        (
+            ["--recipe", "mirage-tny"],
+            'unknown recipe "mirage-tny"; known are mirage-tiny, smoke; did you mean "mirage-tiny"?',
+        ),
         (["codec", "--device", "tpu"], 'device must be auto, cpu or an available cuda, got "tpu"; use cpu'),
     ],
 )

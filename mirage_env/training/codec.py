@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mirage_env.codec.wan import CodecConfig, WanCodec, to_float
+from mirage_env.codec.wan import CodecConfig, WanCodec, to_float, to_uint8
+from mirage_env.training.log import rows_of_pictures
 from mirage_env.training.loop import Stage
 from mirage_env.weights import save_weights
 
@@ -97,6 +98,14 @@ class CodecStage(Stage):
                 prediction = self.model.decode_raw(self.model.moments(images)[:, : self.config.channels])
             result[f"psnr_{name}"] = float(psnr(prediction.clamp(-1, 1), images).mean())
         return result
+
+    def strip(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Photographs and frames, above what the codec makes of them."""
+        pictures = np.concatenate([p[-self.held_out :][:4] for p, _ in self.sources])
+        images = to_float(torch.from_numpy(pictures)).to(self.device)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            decoded = self.model.decode_raw(self.model.moments(images)[:, : self.config.channels])
+        return rows_of_pictures(pictures, to_uint8(decoded.float()).cpu().numpy())
 
     def measure_statistics(self) -> None:
         """Stores mean and spread per latent channel, so that the denoiser sees unit scale."""

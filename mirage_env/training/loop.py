@@ -17,13 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.resources import revision
+from mirage_env.training.log import TrainingLog
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ class Stage(ABC):
     def validate(self) -> dict[str, float]:
         """Metrics of `self.model` as it stands, on data that training never draws."""
 
+    def strip(self) -> UInt8[np.ndarray, "H W 3"] | None:
+        """What the model makes of data that training never draws, beside the truth, for people to look at."""
+        return None
+
     @abstractmethod
     def export(self, folder: Path, card: dict) -> None:
         """Writes the weights of `self.model` as the package loads them; `card` holds what the model card states."""
@@ -109,6 +116,7 @@ def train(
     if checkpoint.exists():
         step, seconds = _load(checkpoint, stage, parameters, ema, optimizer)
 
+    log = TrainingLog(folder, stage.name)
     started = saved = time.monotonic()
     generator = torch.Generator(device)
     stage.model.train()
@@ -136,16 +144,17 @@ def train(
                 "seconds": elapsed,
             }
             if step % config.validate_every == 0 or step == config.steps:
-                values |= _validate(stage, parameters, ema)
-            with (folder / f"{stage.name}.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step} | {k: round(v, 6) for k, v in values.items()}) + "\n")
+                values |= _validate(stage, parameters, ema, log, step)
+            log.values(step, values)
             report(step, values)
         out_of_time = now - started > stop_after_s
         if step == config.steps or out_of_time or now - saved > config.save_seconds:
             _save(checkpoint, stage, config, step, elapsed, parameters, ema, optimizer)
             saved = now
         if out_of_time and step < config.steps:
+            log.close()
             return False
+    log.close()
 
     with _swapped(parameters, ema), torch.no_grad():
         stage.model.eval()
@@ -154,10 +163,14 @@ def train(
     return True
 
 
-def _validate(stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> dict[str, float]:
+def _validate(
+    stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], log: TrainingLog, step: int
+) -> dict[str, float]:
     with _swapped(parameters, ema), torch.no_grad():
         stage.model.eval()
         metrics = stage.validate()
+        if (strip := stage.strip()) is not None:
+            log.strip(step, strip)
         stage.model.train()
     return metrics
 

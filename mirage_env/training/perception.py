@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_env.codec.wan import to_float
+from mirage_env.contact_sheet import colour_depth
 from mirage_env.memory import ChunkRecord, splat
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
 from mirage_env.perception.tiny import RAY_X, PerceptionConfig, TinyPerception, perception_inputs
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
+from mirage_env.training.log import rows_of_pictures
 from mirage_env.training.loop import Stage
 from mirage_env.types import Cameras
 from mirage_env.weights import save_weights
@@ -90,11 +92,7 @@ class PerceptionStage(Stage):
 
     def validate(self) -> dict[str, float]:
         """Metric absolute relative error without memory or alignment, and intersection over union of the masks."""
-        rng = np.random.default_rng(0)
-        store = self.stores[0]
-        clips = np.arange(len(store) - self.held_out, len(store))
-        frames = rng.integers(0, store.config.frames, len(clips))
-        inputs, depth, sky, dynamic = self._pictures(store, clips, frames, frames, None)
+        _, (inputs, depth, sky, dynamic) = self._unseen(self.held_out)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             log_depth, sky_logit, dynamic_logit = torch.cat([self.model.logits(x) for x in inputs.split(8)]).unbind(1)
         relative = ((log_depth.exp() - depth).abs() / depth.clamp_min(1e-2))[~sky]
@@ -103,6 +101,23 @@ class PerceptionStage(Stage):
             "sky_iou": iou(sky_logit > 0, sky),
             "dynamic_iou": iou(dynamic_logit > 0, dynamic),
         }
+
+    def strip(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Pictures above their true depth above the predicted one, both coloured over the same range."""
+        pictures, (inputs, depth, sky, _) = self._unseen(min(8, self.held_out))
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            log_depth, sky_logit, _ = self.model.logits(inputs).unbind(1)
+        rows = [(depth, ~sky), (log_depth.float().exp(), sky_logit <= 0)]
+        return rows_of_pictures(
+            pictures, *(colour_depth(d.cpu().numpy(), valid.cpu().numpy(), (0.3, 10.0)) for d, valid in rows)
+        )
+
+    def _unseen(self, count: int) -> tuple[UInt8[np.ndarray, "n H W 3"], Batch]:
+        """Pictures of clips that training never draws, one a clip, as they are and as the network gets them."""
+        store = self.stores[0]
+        clips = np.arange(len(store) - self.held_out, len(store))[:count]
+        frames = np.random.default_rng(0).integers(0, store.config.frames, self.held_out)[:count]
+        return store.array("rgb")[clips, frames], self._pictures(store, clips, frames, frames, None)
 
     def _pictures(
         self,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import cast, get_type_hints
 
 import numpy as np
 import torch
@@ -66,31 +66,42 @@ class WalkTraining(WorldTraining):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What a YAML in `envs_config/train/` describes."""
+class TrainingData:
+    """`data.yaml` of a recipe."""
 
     preset: str
+    """Of the model that is trained."""
     stores: tuple[ClipConfig, ...]
-    codec: CodecTraining
-    perception: PerceptionTraining
-    refiner: WorldTraining
-    denoiser: WorldTraining
-    finetune: WalkTraining
     photo_crops: int = 60
+    """Random crops of each photograph."""
 
     def __post_init__(self) -> None:
         if not self.stores:
             raise InvalidValueError("a recipe needs at least one clip store")
 
 
-def load_recipe(source: str) -> Recipe:
-    """A recipe by its name in `envs_config/train`, or from the path of a YAML."""
-    if source.endswith((".yaml", ".yml")):
-        return load_config(source, Recipe)
-    path = ENVS_CONFIG / "train" / f"{source}.yaml"
-    if not path.is_file():
-        raise UnknownNameError("recipe", source, (p.stem for p in path.parent.glob("*.yaml")))
-    return load_config(path, Recipe)
+@dataclass(frozen=True)
+class Recipe:
+    """A folder in `envs_config/train/`: one YAML for the data, one for each stage that learns."""
+
+    data: TrainingData
+    codec: CodecTraining
+    perception: PerceptionTraining
+    refiner: WorldTraining
+    denoiser: WorldTraining
+    finetune: WalkTraining
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """A recipe by its name in `envs_config/train`, or from the path of a folder."""
+    folder = ENVS_CONFIG / "train" / source
+    if not (folder / "data.yaml").is_file():
+        folder = Path(source).expanduser()
+    if not (folder / "data.yaml").is_file():
+        known = (path.parent.name for path in (ENVS_CONFIG / "train").glob("*/data.yaml"))
+        raise UnknownNameError("recipe", str(source), known)
+    parts = get_type_hints(Recipe)
+    return Recipe(**{name: load_config(folder / f"{name}.yaml", cls) for name, cls in parts.items()})
 
 
 def run_stage(
@@ -110,12 +121,12 @@ def run_stage(
     """
     if stage not in STAGES:
         raise UnknownNameError("training stage", stage, STAGES)
-    preset = load_config(recipe.preset, Preset)
+    preset = load_config(recipe.data.preset, Preset)
     if stage == "render":
-        for i, config in enumerate(recipe.stores):
+        for i, config in enumerate(recipe.data.stores):
             render_clips(folder / f"clips-{i}", config, report=lambda done, total: report(done, total, {}))
         return True
-    stores = [ClipStore(folder / f"clips-{i}") for i in range(len(recipe.stores))]
+    stores = [ClipStore(folder / f"clips-{i}") for i in range(len(recipe.data.stores))]
 
     def counted(done: int, total: int) -> None:
         report(done, total, {})
@@ -202,7 +213,7 @@ def _pictures(
         return frames, frames
     cached = folder / "photos.npy"
     if not cached.exists():
-        crops = np.stack(list(photo_crops(photos, stores[0].config.size[0], recipe.photo_crops, seed=0)))
+        crops = np.stack(list(photo_crops(photos, stores[0].config.size[0], recipe.data.photo_crops, seed=0)))
         if len(crops) <= 64:
             raise ImageError(f"the pictures below {photos} gave {len(crops)} crops, too few to hold 64 out; add some")
         partial = folder / "photos.partial.npy"

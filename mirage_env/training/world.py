@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from mirage_env.codec.wan import WanCodec, to_float
+from mirage_env.codec.wan import WanCodec, to_float, to_uint8
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError
@@ -21,6 +21,7 @@ from mirage_env.memory.recall import recall
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
 from mirage_env.training.codec import psnr
 from mirage_env.training.latents import depth_name, latents_name, walked_name
+from mirage_env.training.log import rows_of_pictures
 from mirage_env.training.loop import Stage
 from mirage_env.types import Cameras, Readout
 from mirage_env.weights import save_weights
@@ -209,15 +210,30 @@ class WorldStage(Stage):
 
     def validate(self) -> dict[str, float]:
         """PSNR in dB of 8-frame chunks that follow a clip's first frame, decoded, against the true pictures."""
+        truth, answers = self._answers(16)
+        result = {
+            f"psnr_{name}": float(psnr(images.flatten(0, 1), to_float(truth).flatten(0, 1)).mean())
+            for name, images in answers.items()
+        }
+        gap = max(result["psnr_codec"] - result["psnr_warp"], 1e-3)  # a perfect warp leaves no gap to divide by
+        result["gap_closed"] = (result["psnr_steps1"] - result["psnr_warp"]) / gap
+        return result
+
+    def strip(self) -> UInt8[np.ndarray, "H W 3"]:
+        """One chunk: the truth, the warp, the warp refined, and the model."""
+        truth, answers = self._answers(1)
+        names = ("warp", "refined", "steps1")
+        return rows_of_pictures(truth[0].numpy(), *(to_uint8(answers[name][0]).numpy() for name in names))
+
+    def _answers(self, count: int) -> tuple[UInt8[Tensor, "b n H W 3"], dict[str, Float[Tensor, "b n 3 H W"]]]:
+        """The true pictures of chunks that training never draws, and what the model and its rivals make of them."""
         store = self.stores[0]
-        clips = np.arange(len(store) - self.held_out, len(store))[:16]
+        clips = np.arange(len(store) - self.held_out, len(store))[:count]
         n = min(8, store.config.frames - 1)
         condition, clean = self.chunks(0, clips, 0, n, None)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        truth = to_float(torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n])).flatten(0, 1)
-        result = {}
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            candidates = {
+            latents = {
                 "codec": clean,
                 "warp": condition.base,
                 "refined": self.model.refined(condition).base,
@@ -226,12 +242,11 @@ class WorldStage(Stage):
                 "steps2": sample(self.model, condition, noise, SamplerConfig(2)),
             }
             self.codec.to(self.device)
-            for name, latents in candidates.items():
-                images = torch.cat([self.codec.decode(x[None])[0] for x in latents.to(self.device).float()]).cpu()
-                result[f"psnr_{name}"] = float(psnr(images, truth).mean())
-        gap = max(result["psnr_codec"] - result["psnr_warp"], 1e-3)  # a perfect warp leaves no gap to divide by
-        result["gap_closed"] = (result["psnr_steps1"] - result["psnr_warp"]) / gap
-        return result
+            images = {
+                name: torch.stack([self.codec.decode(x[None])[0] for x in z.to(self.device).float()]).float().cpu()
+                for name, z in latents.items()
+            }
+        return torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n]), images
 
     def export(self, folder: Path, card: dict) -> None:
         card = {"kind": "denoiser", "config": self.config, "codec_hash": self.codec_hash, **card}
