@@ -210,9 +210,16 @@ class LatentMemory:
 
     def _check(self, state: MemoryState, record: ChunkRecord) -> None:
         (frames, channels), cameras = record.latents.shape[:2], record.cameras
+        maps = (record.depth_m, record.sky, record.dynamic)
+        tensors = (record.latents, *maps, cameras.world_from_camera, cameras.intrinsics_px, state.points)
+        devices = sorted({str(x.device) for x in tensors})
+        if len(devices) > 1:
+            raise InvalidValueError(f"a memory and what is written to it must share a device, got {devices}")
+        dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in (record.depth_m, *tensors[4:])})
+        if dtypes != ["float32"]:
+            raise InvalidValueError(f"depth and cameras must be float32, got {dtypes}; call .float() on them")
         if channels != state.channels:
             raise InvalidValueError(f"this memory holds tokens of {state.channels} channels, got latents of {channels}")
-        maps = (record.depth_m, record.sky, record.dynamic)
         counts = [len(x) for x in (*maps, cameras)]
         if counts != [frames] * 4:
             raise InvalidValueError(
