@@ -28,8 +28,6 @@ class WorldConfig:
     """Steps of an episode."""
     scene_seeds: tuple[int, ...] | None = None
     """For simulated worlds: the scenes that episodes draw from; None leaves it to the environment."""
-    blind: bool = False
-    """Pictures and depth are black: what can be learned without eyes."""
     drafts_only: bool = False
     """Every frame is the memory's first picture warped, nothing is generated: what generation must beat."""
 

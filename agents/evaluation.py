@@ -39,19 +39,18 @@ def run_episode(env: Any, agent: Agent, seed: int, look: Callable[[], None] | No
     reward terms. `look` is called at every frame."""
     observation, info = env.reset(seed=seed)
     agent.begin(env.unwrapped, seed)
-    known, total, over = info["known_m3"], 0.0, False
+    known, total, steps, over = info["known_m3"], 0.0, 0, False
     if look is not None:
         look()
     while not over:
         observation, reward, terminated, truncated, info = env.step(agent.act(observation))
-        total += float(reward)
+        total, steps = total + float(reward), steps + 1
         over = terminated or truncated
         if look is not None:
             look()
-    walk = env.unwrapped
     return {
         "return": total,
-        "length": float(walk.snapshot()[0].steps),
+        "length": float(steps),
         "collisions": float(info["collisions"]),
         **info["reward_terms"],
         "known_m3": info["known_m3"] - known,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -23,42 +23,46 @@ FAR_M = 5.0
 
 
 class Eyes(BaseFeaturesExtractor):
-    """Every uint8 picture of the observation is a plane of one image (RGB and depth see the same pixels); numbers go
-    past the convolutions."""
+    """Every uint8 picture of one size is a plane of one image (RGB and depth see the same pixels; the map has its own);
+    numbers go past the convolutions."""
 
     def __init__(self, observation_space: Any, features: int = 128):
         super().__init__(observation_space, features)
-        self._pictures = [name for name, space in observation_space.items() if is_image_space(space)]
-        self._numbers = [name for name in observation_space if name not in self._pictures]
-        planes = [_channels(observation_space[name]) for name in self._pictures]
-        wide = 0
-        if self._pictures:
-            self.convolutions = nn.Sequential(
-                nn.Conv2d(sum(planes), 16, 5, 4, 2), nn.ReLU(),
-                nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-                nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
-                nn.Flatten(),
-            )  # fmt: skip
-            height, width = observation_space[self._pictures[0]].shape[-2:]
+        self._groups: dict[str, list[str]] = {}
+        self._numbers, wide = [], 0
+        for name, space in observation_space.items():
+            if is_image_space(space):
+                self._groups.setdefault("x".join(map(str, space.shape[1:])), []).append(name)
+            else:
+                self._numbers.append(name)
+                wide += int(np.prod(space.shape))
+        self.looks = nn.ModuleDict()
+        for size, names in self._groups.items():
+            shape = sum(observation_space[name].shape[0] for name in names), *map(int, size.split("x"))
+            self.looks[size] = look = _convolutions(*shape)
             with torch.no_grad():
-                wide = self.convolutions(torch.zeros(1, sum(planes), height, width)).shape[1]
-        wide += sum(int(np.prod(observation_space[name].shape)) for name in self._numbers)
+                wide += look(torch.zeros(1, *shape)).shape[1]
         self.mix = nn.Sequential(nn.Linear(wide, features), nn.ReLU())
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        parts = []
-        if self._pictures:
-            parts.append(self.convolutions(torch.cat([observation[name] for name in self._pictures], 1) - 0.5))
+        parts = [
+            self.looks[size](torch.cat([observation[name] for name in names], 1) - 0.5)
+            for size, names in self._groups.items()
+        ]
         for name in self._numbers:
             numbers = observation[name].flatten(1)
             parts.append(numbers / numbers.new_tensor([FAR_M, 1.0, 1.0]) if name == "goal" else numbers)
         return self.mix(torch.cat(parts, 1))
 
 
-def _channels(space: spaces.Box) -> int:
-    if not is_image_space_channels_first(space):
-        raise InvalidValueError(f"pictures must come channels first here, got {space.shape}")
-    return space.shape[0]
+def _convolutions(planes: int, height: int, width: int) -> nn.Sequential:
+    """Large pictures lose three quarters of their side at once, small ones half."""
+    return nn.Sequential(
+        nn.Conv2d(planes, 16, 5, 4 if height * width > 48 * 48 else 2, 2), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
+        nn.Flatten(),
+    )  # fmt: skip
 
 
 def policy_kwargs(config: PPOConfig) -> dict[str, Any]:

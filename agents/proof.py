@@ -20,7 +20,7 @@ from jaxtyping import Float
 from mirage_env.agents.config import AgentConfig, PPOConfig, WorldConfig
 from mirage_env.agents.evaluation import evaluate, film, make_agent
 from mirage_env.agents.simple import ConstantAgent
-from mirage_env.agents.worlds import draw_pool, make_env
+from mirage_env.agents.worlds import PICTURES, draw_pool, make_env
 from mirage_env.artefacts import prepare_folder, write_text
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count
 from mirage_env.simulator import HELD_OUT_FAMILY, TRAINING_SEED
@@ -122,12 +122,14 @@ def agent_config(config: ProofConfig, folder: Path, task: str, method: str, seed
     kwargs = {**config.kwargs, "task": task, "task_kwargs": config.task_kwargs.get(task, {})}
     names = list(kwargs.get("obs", ("rgb", "depth_u8")))
     kwargs["obs"] = [*names, "goal"] if task == "point_goal" and "goal" not in names else names
+    if method == "blind":
+        kwargs["obs"] = [name for name in kwargs["obs"] if name not in PICTURES] or ["chunk_phase"]
     pictures = {**kwargs, "images": str(folder / "pool")}
-    true = WorldConfig("MirageSim-v0", kwargs, config.steps, blind=method == "blind")
+    true = WorldConfig("MirageSim-v0", kwargs, config.steps)
     world = {
         "simulator": replace(true, scene_seeds=config.scenes),
         "drafts": WorldConfig("Mirage-v0", pictures, config.steps, drafts_only=True),
-    }.get(method, WorldConfig("Mirage-v0", pictures, config.steps, blind=method == "blind"))
+    }.get(method, WorldConfig("Mirage-v0", pictures, config.steps))
     return AgentConfig(world=world, test=true, ppo=config.ppo, seed=seed)
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode
 from PIL import Image
 
 from mirage_env.agents.config import WorldConfig
 from mirage_env.artefacts import prepare_folder, whole_file, write_text
+from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.mirage import MirageEnv, picture_pool
-from mirage_env.envs.mirage_sim import MirageSimEnv
-from mirage_env.envs.world import SceneSpec, World
+from mirage_env.envs.mirage_sim import MirageSimEnv, check_scene_seed
+from mirage_env.envs.vector import WalkVectorEnv
+from mirage_env.envs.world import SceneSpec
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count, check_size
 from mirage_env.simulator.materials import TRAINING_BANKS
 from mirage_env.types import Cameras, Frames
 
-PICTURES = ("rgb", "depth_u8", "depth")
+PICTURES = ("rgb", "depth_u8", "depth", "map", "remembered")
+"""Observations that eyes make."""
 
 
 def check_world(config: WorldConfig) -> None:
@@ -33,59 +38,56 @@ def check_world(config: WorldConfig) -> None:
         picture_pool(config.kwargs["images"])
 
 
-def make_env(config: WorldConfig, **more: Any) -> gym.Env[Any, Any]:
-    """The environment of a config; raises InvalidValueError where `kwargs` names what it does not have."""
+def make_env(config: WorldConfig, **more: Any) -> WalkEnv:
+    """One environment of a config; raises InvalidValueError where `kwargs` names what it does not have."""
     check_world(config)
-    kwargs = {**config.kwargs, **more}
+    kwargs = {**config.kwargs, **more, "max_episode_steps": config.steps}
+    if config.drafts_only:
+        maker: Any = DraftEnv
+    elif config.scene_seeds is not None:
+        maker = partial(PoolSimEnv, config.scene_seeds)
+    else:
+        maker = load_env_creator(gym.spec(config.id).entry_point)
     try:
-        if config.drafts_only:
-            env: gym.Env[Any, Any] = gym.wrappers.TimeLimit(DraftEnv(**kwargs), config.steps)
-            env.unwrapped.max_episode_steps = config.steps  # type: ignore[attr-defined]
-        else:
-            env = gym.make(config.id, max_episode_steps=config.steps, disable_env_checker=True, **kwargs)
+        env: WalkEnv = maker(**kwargs)
     except TypeError as error:
         raise InvalidValueError(f"{config.id} does not take these kwargs: {error}") from None
-    if config.scene_seeds is not None:
-        env = SceneDraw(env, config.scene_seeds)
-    return Blind(env) if config.blind else env
+    return env
 
 
-class SceneDraw(gym.Wrapper[Any, Any, Any, Any]):
+def make_vector(config: WorldConfig, count: int) -> WalkVectorEnv:
+    """`count` environments of a config that ask their world together; one that ends begins anew in the same step."""
+    return WalkVectorEnv([make_env(config) for _ in range(count)], AutoresetMode.SAME_STEP)
+
+
+class PoolSimEnv(MirageSimEnv):
     """Every episode draws its simulated scene from a list, unless `reset` is told which."""
 
-    def __init__(self, env: gym.Env[Any, Any], seeds: Sequence[int]):
-        super().__init__(env)
-        if not seeds:
+    def __init__(self, scene_seeds: Sequence[int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self._seeds = [check_scene_seed(seed) for seed in scene_seeds]
+        if not self._seeds:
             raise InvalidValueError("scene_seeds must name at least one scene")
-        self._seeds, self._rng = tuple(seeds), np.random.default_rng()
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        if seed is not None:
-            self._rng = np.random.default_rng([seed, 7])
-        drawn = {"scene_seed": self._seeds[int(self._rng.integers(len(self._seeds)))]}
-        return self.env.reset(seed=seed, options={**drawn, **(options or {})})
-
-
-class Blind(gym.ObservationWrapper[Any, Any, Any]):
-    """Pictures and depth are black; everything else stays."""
-
-    def observation(self, observation: Any) -> Any:
-        return {name: np.zeros_like(x) if name in PICTURES else x for name, x in observation.items()}
+    def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
+        drawn = self._seeds[int(self.np_random.integers(len(self._seeds)))]
+        return super().scene({"scene_seed": drawn, **options})
 
 
 class DraftWorld:
     """The world of the first picture, warped: nothing is generated and nothing new is remembered."""
 
-    def __init__(self, world: World):
-        self._world = world
+    def __init__(self, world: Any):
+        self.world = world
         self.size, self.latent_size, self.temporal_stride = world.size, world.latent_size, world.temporal_stride
-        self.draft, self.stats = world.draft, world.stats
-
-    def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, Any]:
-        return self._world.begin(scene, seed)
+        self.begin, self.begin_many = world.begin, world.begin_many
+        self.draft, self.draft_many, self.stats = world.draft, world.draft_many, world.stats
 
     def advance(self, state: Any, cameras: Cameras) -> tuple[Frames, Any]:
-        return self._world.draft(state, cameras), state
+        return self.draft(state, cameras), state
+
+    def advance_many(self, states: list[Any], cameras: list[Cameras], exact: bool = True) -> list[tuple[Frames, Any]]:
+        return list(zip(self.draft_many(states, cameras, exact=exact), states, strict=True))
 
 
 class DraftEnv(MirageEnv):

@@ -441,6 +441,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             depth_range_m=self.depth_range_m,
             chunk_share=len(episode.pending) / self.chunk,
             goal=goal(episode.task, moment) if goal and "goal" in observations.parse_names(self.obs) else None,
+            occupancy=episode.occupancy,
         )
         return observations.observe(self.obs, view)
 

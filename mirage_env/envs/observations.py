@@ -12,6 +12,7 @@ from gymnasium import spaces
 from jaxtyping import Float, Float32
 
 from mirage_env.envs.actions import Pose, world_from_camera
+from mirage_env.envs.occupancy import AROUND_CELLS, SOLID, Occupancy
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.types import Frames
 
@@ -43,6 +44,7 @@ class View:
     """Steps since the last generated frame over steps a chunk, in [0, 1)."""
     goal: Float[np.ndarray, "3"] | None
     """Distance (m), cos and sin of the bearing, where the task has a goal."""
+    occupancy: Occupancy
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ def _pose(view: View) -> np.ndarray:
     return np.clip(world_from_camera([view.pose])[0].numpy(), -bound, bound)
 
 
+def _map(view: View) -> np.ndarray:
+    around = view.occupancy.map_around(view.pose.x, view.pose.z, view.pose.yaw)
+    return (around * np.uint8(255 // SOLID))[..., None]
+
+
 def _goal(view: View) -> np.ndarray:
     assert view.goal is not None  # checked when the environment was made
     return np.asarray(view.goal, np.float32).clip((0.0, -1.0, -1.0), (FARTHEST_M, 1.0, 1.0)).astype(np.float32)
@@ -104,6 +111,7 @@ OBSERVATIONS: dict[str, Observation] = {
         lambda at: spaces.Box(0, 1, at.latent_size, np.uint8),
         lambda view: view.frame.remembered[-1].numpy().astype(np.uint8),
     ),
+    "map": Observation(lambda at: spaces.Box(0, 255, (AROUND_CELLS, AROUND_CELLS, 1), np.uint8), _map),
     "chunk_phase": Observation(
         lambda at: spaces.Box(0.0, 1.0, (1,), np.float32),
         lambda view: np.array([view.chunk_share], np.float32),
@@ -120,6 +128,7 @@ OBSERVATIONS: dict[str, Observation] = {
     world_from_camera   float32 (4, 4), where the camera is now, whichever frame is on show
     intrinsics_px       float32 (3, 3), K in pixels, pixel centres at +0.5
     remembered          uint8 (h, w), 1 where the memory showed a latent cell, 0 where the model invented it
+    map                 uint8 (32, 32, 1), 8 x 8 m around the body, ahead is up: 0 not seen, 127 free, 254 solid
     chunk_phase         float32 (1,), steps since the last generated frame over steps a chunk: 0 when it is generated
     goal                float32 (3,), distance in metres, cos, sin of the bearing to the right; needs a task with a goal
 """

@@ -29,7 +29,9 @@ BODY_M = (0.2, 1.8)
 """The body that must fit: an upright cylinder between these heights above the floor."""
 COLLISION_MODES = ("slide", "stop", "none")
 UNKNOWN, FREE, SOLID = 0, 1, 2
-"""Values of `top_down_map`."""
+"""Values of `top_down_map` and `map_around`."""
+AROUND_CELLS, AROUND_CELL_M = 32, 0.25
+"""`map_around`: cells a side, and metres a cell."""
 
 _SIDE = round(2 * EXTENT_M / VOXEL_M)
 _LAYERS = 32
@@ -177,6 +179,21 @@ class Occupancy:
     def top_down_map(self) -> UInt8[np.ndarray, "Z X"]:
         """UNKNOWN, FREE or SOLID for every column at body height; row 0 is farthest along +z, column 0 is -x."""
         return self._columns().T[::-1].copy()
+
+    def map_around(self, x_m: float, z_m: float, yaw_rad: float) -> UInt8[np.ndarray, "32 32"]:
+        """UNKNOWN, FREE or SOLID as a body at (x, z) sees it from above: itself in the middle, ahead is up.
+
+        8 x 8 m. A cell is looked at in four places; one solid place makes it solid, else one free place free.
+        """
+        side = 2 * AROUND_CELLS
+        away = (np.arange(side) + 0.5 - AROUND_CELLS) * (AROUND_CELL_M / 2)
+        ahead, right = -away[:, None], away
+        x = x_m + math.sin(yaw_rad) * ahead + math.cos(yaw_rad) * right
+        z = z_m + math.cos(yaw_rad) * ahead - math.sin(yaw_rad) * right
+        cells = np.floor((np.stack([x, z]) + EXTENT_M) / VOXEL_M).astype(int)
+        inside = ((cells >= 0) & (cells < _SIDE)).all(0)
+        there = np.where(inside, self._columns()[tuple(cells.clip(0, _SIDE - 1))], np.uint8(UNKNOWN))
+        return there.reshape(AROUND_CELLS, 2, AROUND_CELLS, 2).max((1, 3))
 
     def plan(self, through_unknown: bool) -> FloorPlan:
         """Where a body can stand: at no solid column and, unless `through_unknown`, only where something was seen."""

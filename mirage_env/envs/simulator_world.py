@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -27,7 +28,7 @@ PLAN_CELL_M = 0.05
 ROUNDING_M = 1e-4
 """Collisions are worked out in float32; less than this is not a hindrance."""
 
-_scene = lru_cache(maxsize=8)(make_scene)
+_scene = lru_cache(maxsize=32)(make_scene)
 
 
 @dataclass(frozen=True)
@@ -73,28 +74,56 @@ class SimulatorWorld:
 
         Raises InvalidValueError for a spec without a scene seed.
         """
+        return self.begin_many([scene], [seed])[0]
+
+    def advance(self, state: SimulatorState, cameras: Cameras) -> tuple[Frames, SimulatorState]:
+        """What the cameras see, one time step after the other."""
+        return self.advance_many([state], [cameras])[0]
+
+    def draft(self, state: SimulatorState, cameras: Cameras) -> Frames:
+        """As `advance`, and the state stays."""
+        return self.draft_many([state], [cameras])[0]
+
+    def begin_many(
+        self, scenes: Sequence[SceneSpec], seeds: Sequence[int], exact: bool = True
+    ) -> list[tuple[Frames, SimulatorState]]:
+        """`begin` for every scene."""
+        states = [self._origin(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+        first = [Cameras(scene.world_from_camera[None], scene.intrinsics_px[None], self.size) for scene in scenes]
+        return self.advance_many(states, first)
+
+    def advance_many(
+        self, states: Sequence[SimulatorState], cameras: Sequence[Cameras], exact: bool = True
+    ) -> list[tuple[Frames, SimulatorState]]:
+        """`advance` for every state."""
+        after = [replace(state, frames=state.frames + len(path)) for state, path in zip(states, cameras, strict=True)]
+        return list(zip(self.draft_many(states, cameras), after, strict=True))
+
+    def draft_many(
+        self, states: Sequence[SimulatorState], cameras: Sequence[Cameras], exact: bool = True
+    ) -> list[Frames]:
+        """`draft` for every state, drawn together: a picture is the same, bit for bit, in any company."""
+        pairs = list(zip(states, cameras, strict=True))
+        poses = [(state.scene_from_world @ path.world_from_camera.double()).float() for state, path in pairs]
+        lenses = torch.cat([path.intrinsics_px for path in cameras])
+        counts = torch.tensor([len(path) for path in cameras])
+        which = torch.arange(len(states)).repeat_interleave(counts)
+        frame = torch.cat([state.frames + torch.arange(len(path), dtype=torch.float32) for state, path in pairs])
+        drawn = render(
+            [state.scene for state in states], which, Cameras(torch.cat(poses), lenses, self.size),
+            SECONDS_PER_FRAME * frame, CELL_PX,
+        )  # fmt: skip
+        ends = counts.cumsum(0).tolist()
+        return [replace(drawn[end - len(path) : end], cameras=path) for end, path in zip(ends, cameras, strict=True)]
+
+    def _origin(self, scene: SceneSpec, seed: int) -> SimulatorState:
         if scene.scene_seed is None:
             raise InvalidValueError("a simulated world needs a scene_seed, got none")
         built = _scene(scene.scene_seed, self.family_of(scene.scene_seed))
         start = pose_from_matrix(sample_trajectory(built, np.random.default_rng(seed), "turn", 1)[0])
         yaw, level = torch.tensor(start.yaw, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         origin = torch.tensor([start.x, -scene.camera_height_m, start.z], dtype=torch.float64)
-        scene_from_world = rigid(rotation_from_yaw_pitch_roll(yaw, level, level), origin)
-        state = SimulatorState(built, scene_from_world, frames=0)
-        return self.advance(state, Cameras(scene.world_from_camera[None], scene.intrinsics_px[None], self.size))
-
-    def advance(self, state: SimulatorState, cameras: Cameras) -> tuple[Frames, SimulatorState]:
-        """What the cameras see, one time step after the other."""
-        return self.draft(state, cameras), replace(state, frames=state.frames + len(cameras))
-
-    def draft(self, state: SimulatorState, cameras: Cameras) -> Frames:
-        """As `advance`, and the state stays."""
-        count = len(cameras)
-        scene_from_camera = (state.scene_from_world @ cameras.world_from_camera.double()).float()
-        time_s = SECONDS_PER_FRAME * (state.frames + torch.arange(count, dtype=torch.float32))
-        which = torch.zeros(count, dtype=torch.int64)
-        in_scene = replace(cameras, world_from_camera=scene_from_camera)
-        return replace(render([state.scene], which, in_scene, time_s, CELL_PX), cameras=cameras)
+        return SimulatorState(built, rigid(rotation_from_yaw_pitch_roll(yaw, level, level), origin), frames=0)
 
     def stats(self, state: SimulatorState) -> dict[str, Any]:
         """Zero points and bytes: nothing is remembered where everything is there."""

@@ -50,17 +50,6 @@ def test_scenes_come_from_the_list_unless_reset_is_told() -> None:
     assert env.reset(options={"scene_seed": 5})[1]["scene_seed"] == 5
 
 
-def test_without_eyes_there_is_nothing_to_see_but_the_goal() -> None:
-    kwargs = {**SMALL, "obs": ["rgb", "depth_u8", "goal"], "task": "point_goal"}
-    seeing, blind = (make_env(WorldConfig("MirageSim-v0", kwargs, blind=blind)) for blind in (False, True))
-    seen, _ = seeing.reset(seed=0)
-    unseen, _ = blind.reset(seed=0)
-    assert seen["rgb"].any() and seen["depth_u8"].any()
-    assert not unseen["rgb"].any() and not unseen["depth_u8"].any()
-    assert np.array_equal(seen["goal"], unseen["goal"])
-    assert unseen["rgb"].shape == seen["rgb"].shape
-
-
 def test_a_world_of_drafts_generates_and_remembers_nothing(pool: Path) -> None:
     kwargs = {**SMALL, "images": str(pool)}
     drafts, dream = (make_env(WorldConfig("Mirage-v0", kwargs, steps=3, drafts_only=only)) for only in (True, False))

@@ -56,10 +56,11 @@ def test_everybody_is_examined_in_the_true_world(tmp_path: Path) -> None:
         assert {world.id for world in examinations(SMALL, agent).values()} == {"MirageSim-v0"}
         assert all(world.scene_seeds is None for world in examinations(SMALL, agent).values())
         assert "goal" in agent.world.kwargs["obs"]
-        assert agent.world.blind == agent.test.blind == (method == "blind")
+        assert ("rgb" in agent.world.kwargs["obs"]) == ("rgb" in agent.test.kwargs["obs"]) == (method != "blind")
         assert (agent.world.id == "MirageSim-v0") == (method == "simulator")
     learner = agent_config(SMALL, tmp_path, "explore", "simulator", 0)
     assert learner.world.scene_seeds == SMALL.scenes  # the very scenes whose pictures the dreams are made from
+    assert agent_config(SMALL, tmp_path, "explore", "blind", 0).world.kwargs["obs"] == ["chunk_phase"]
 
 
 def test_a_proof_goes_on_and_refuses_another_configuration(tmp_path: Path) -> None:

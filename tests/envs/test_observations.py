@@ -20,6 +20,7 @@ from mirage_env.envs.observations import (
     observation_space,
     observe,
 )
+from mirage_env.envs.occupancy import Occupancy
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.types import Cameras, Frames
 
@@ -36,7 +37,9 @@ def view() -> View:
     remembered = torch.tensor([[[True, False, True], [False, False, True]]])
     frame = Frames(rgb, depth, sky, ~sky, remembered, Cameras(torch.eye(4)[None], torch.eye(3)[None], (16, 24)))
     goal = np.array([2.0, 0.0, 1.0])
-    return View(frame, Pose(x=1.0, yaw=0.5), np.eye(3, dtype=np.float32), LAYOUT.depth_range_m, 0.75, goal)
+    return View(
+        frame, Pose(x=1.0, yaw=0.5), np.eye(3, dtype=np.float32), LAYOUT.depth_range_m, 0.75, goal, Occupancy.empty(1.2)
+    )
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)

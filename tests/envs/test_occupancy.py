@@ -13,6 +13,8 @@ import torch
 
 from mirage_env.envs.actions import Pose, world_from_camera
 from mirage_env.envs.occupancy import (
+    AROUND_CELL_M,
+    AROUND_CELLS,
     EXTENT_M,
     FREE,
     RANGE_M,
@@ -48,6 +50,26 @@ def value_at(top_down: np.ndarray, x: float, z: float) -> int:
 @pytest.fixture
 def room(box_world: Callable[..., Any]) -> Occupancy:
     return Occupancy.empty(FLOOR_Y).seen(look(box_world((64, 64)), *all_round(), *all_round()))
+
+
+def test_the_map_around_a_body_turns_and_moves_with_it(room: Occupancy) -> None:
+    for yaw, ahead_m, right_m in [
+        (0.0, 2.0, 2.5),
+        (math.pi / 2, 2.5, 4.0),
+        (math.pi, 4.0, 3.5),
+        (-math.pi / 2, 3.5, 2.0),
+    ]:
+        # At (0.5, 3) walls are 2 m to +z, 2.5 m to +x, 4 m to -z, 3.5 m to -x.
+        around = room.map_around(0.5, 3.0, yaw)
+        assert around.dtype == np.uint8 and around.shape == (AROUND_CELLS, AROUND_CELLS)
+        middle = AROUND_CELLS // 2
+        assert (around[middle - 1 : middle + 1, middle - 1 : middle + 1] == FREE).all()
+        up = int(np.argmax(around[middle - 1 :: -1, middle] == SOLID))
+        assert (up + 0.5) * AROUND_CELL_M == pytest.approx(ahead_m, abs=0.26)
+        if right_m < 4.0:
+            right = int(np.argmax(around[middle, middle:] == SOLID))
+            assert (right + 0.5) * AROUND_CELL_M == pytest.approx(right_m, abs=0.26)
+    assert (room.map_around(100.0, 0.0, 0.3) == UNKNOWN).all()
 
 
 def test_free_inside_solid_at_the_walls_unknown_beyond(room: Occupancy) -> None:

@@ -151,3 +151,20 @@ def test_the_plan_is_where_the_body_can_be(world: SimulatorWorld) -> None:
             at = world.move(state, at, (float(corner[0]), float(corner[1])), "slide")
         agreed += np.hypot(*at) < 0.1
     assert agreed >= 11  # a body that slides along a taut string may catch on a corner between two cells
+
+
+def test_worlds_are_drawn_together_as_alone() -> None:
+    world = SimulatorWorld(SIZE)
+    scenes = [SceneSpec(torch.eye(4), LENS, 1.2, scene_seed=seed) for seed in (4, 70, 4)]
+    begun = world.begin_many(scenes, [0, 1, 2])
+    paths = [cameras(Pose(yaw=0.2)), cameras(Pose(z=0.1), Pose(z=0.2)), cameras(Pose(yaw=0.2))]
+    states = [state for _, state in begun]
+    together = world.advance_many(states, paths)
+    for index, (scene, state, path) in enumerate(zip(scenes, states, paths, strict=True)):
+        alone = [world.begin(scene, index), world.advance(state, path)]
+        for (one, one_after), (many, many_after) in zip(alone, (begun[index], together[index]), strict=True):
+            assert one_after.frames == many_after.frames
+            assert torch.equal(one_after.scene_from_world, many_after.scene_from_world)
+            for name in ("rgb", "depth_m", "sky", "dynamic", "remembered"):
+                assert torch.equal(getattr(one, name), getattr(many, name))
+            assert torch.equal(one.cameras.world_from_camera, many.cameras.world_from_camera)
