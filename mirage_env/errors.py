@@ -36,6 +36,10 @@ class WeightsError(MirageError, ValueError):
     """A weights file that is missing, damaged, or made for another model."""
 
 
+class SavedWorldError(MirageError, ValueError):
+    """A saved world that cannot be read, or that does not fit where it is wanted."""
+
+
 class OutputError(MirageError, OSError):
     """A place that cannot be written to."""
 

@@ -46,6 +46,7 @@ from mirage_env.perception.composed import ComposedConfig
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
+from mirage_env.values import moved
 from mirage_env.weights import load_weights
 from mirage_env.weights.checkpoint import check_extra, check_memory, find, is_diffusers, is_hub_id, part_bytes
 from mirage_env.weights.offload import Offload, offload
@@ -119,12 +120,16 @@ class LatentFrames:
         return LatentFrames(self.latents[index], self.depth_m[index], self.cameras[index])
 
     @staticmethod
-    def cat(first: LatentFrames, second: LatentFrames) -> LatentFrames:
+    def cat(frames: Sequence[LatentFrames]) -> LatentFrames:
         return LatentFrames(
-            torch.cat([first.latents, second.latents]),
-            torch.cat([first.depth_m, second.depth_m]),
-            Cameras.cat([first.cameras, second.cameras]),
+            torch.cat([one.latents for one in frames]),
+            torch.cat([one.depth_m for one in frames]),
+            Cameras.cat([one.cameras for one in frames]),
         )
+
+    def apart(self) -> tuple[LatentFrames, ...]:
+        """Each frame by itself; indices copy, so that none keeps the others in memory."""
+        return tuple(self[torch.tensor([index])] for index in range(len(self.latents)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,8 @@ class WorldState:
     memory: State
     history: LatentFrames
     """The last latent frames, oldest first; the very last is the overlap frame."""
-    keyframes: LatentFrames
+    keyframes: tuple[LatentFrames, ...]
+    """One frame each, the oldest first, so that worlds with a common past hold it once."""
     floor_y: float
     """The floor is the plane y = floor_y."""
     seed: int
@@ -159,6 +165,10 @@ Work = Generator[Ask, Any, T]
 
 class WorldModel:
     """The parts of Mirage and the order in which a chunk passes through them. Holds weights, never a world's state."""
+
+    state_class = WorldState
+    name = "unnamed"
+    """Of the preset, where one was loaded."""
 
     def __init__(
         self,
@@ -208,6 +218,19 @@ class WorldModel:
     @property
     def temporal_stride(self) -> int:
         return self.codec.temporal_stride
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What another model must share to go on with a state of this one; names and values for people."""
+        return {
+            "preset": self.name,
+            "memory": type(self.memory).__name__,
+            **{part: digest[:12] for part, digest in self.weights.items()},
+        }
+
+    def placed(self, state: WorldState) -> WorldState:
+        """The state on the model's device."""
+        return moved(state, self.device)
 
     def with_memory(self, memory: Memory) -> WorldModel:
         """The same model, and the same weights, with another memory; worlds that this one began do not fit it."""
@@ -296,7 +319,7 @@ class WorldModel:
             seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
         memory = self.memory.empty(self.codec.channels, self.device)
         first, memory = self._remember(memory, latents, rgb, seen, camera)
-        state = WorldState(memory, first, first, floor_y, seed=0, frame=0, drift=0.0, prompt=scene.prompt)
+        state = WorldState(memory, first, first.apart(), floor_y, seed=0, frame=0, drift=0.0, prompt=scene.prompt)
         remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
 
@@ -329,11 +352,11 @@ class WorldModel:
         visible = shown.visible[stride - 1 :: stride]
         moved = (latents - condition.base[0]).abs().mean(1)[visible]
         recent = LatentFrames(latents, latents.new_full(latents[:, 0].shape, torch.nan), targets)
-        history = LatentFrames.cat(LatentFrames.cat(state.history, recent[:-1]), written[-1:])
+        history = LatentFrames.cat([state.history, recent[:-1], written[-1:]])
         after = WorldState(
             memory=memory,
             history=history[-1 - self.denoiser.config.preceding :],
-            keyframes=LatentFrames.cat(state.keyframes, written)[-self.preset.max_keyframes :],
+            keyframes=(*state.keyframes, *written.apart())[-self.preset.max_keyframes :],
             floor_y=state.floor_y,
             seed=state.seed,
             frame=state.frame + len(targets),
@@ -349,7 +372,7 @@ class WorldModel:
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
         rgb = (yield Ask("decode", (latents[:, None], latents[:, None][:, :0])))[:, 0]
-        far = torch.nan_to_num(state.keyframes.depth_m[-1], nan=self.perception.max_depth_m)
+        far = torch.nan_to_num(state.keyframes[-1].depth_m[0], nan=self.perception.max_depth_m)
         depth = torch.where(shown.visible, shown.depth_m, far)
         depth = F.interpolate(depth[:, None], size=self.size, mode="nearest")[:, 0]
         nothing = torch.zeros_like(depth, dtype=torch.bool)
@@ -420,7 +443,7 @@ class WorldModel:
         overlap, coming = [past - 1], range(past + stride - 1, past + stride * len(targets), stride)
         count = self.denoiser.config.references
         if reading.frames is None:
-            keyframes = state.keyframes[:-1]  # the last keyframe is the overlap frame itself
+            keyframes = LatentFrames.cat(state.keyframes)[:-1]  # the last keyframe is the overlap frame itself
             chosen = recall(keyframes.depth_m, keyframes.cameras, targets, count)
             references = PastFrames(keyframes.latents[chosen], keyframes.cameras[chosen])
         else:
@@ -559,7 +582,9 @@ def load_world(
     `WeightsError`, each in one sentence.
     """
     folder = None if weights is None else str(weights)
-    return _load_world(str(preset), check_size(size), str(resolve_device(device)), folder)
+    model = _load_world(str(preset), check_size(size), str(resolve_device(device)), folder)
+    model.name = Path(preset).stem
+    return model
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mirage_env"
 
-BASE = {"errors", "resources", "cache", "lockstep", "types", "geometry", "config", "images", "cameras_io", "weights"}
+BASE = {
+    "errors",
+    "resources",
+    "cache",
+    "lockstep",
+    "types",
+    "geometry",
+    "config",
+    "images",
+    "cameras_io",
+    "weights",
+    "values",
+}
 SIBLINGS = {"codec", "perception", "memory", "denoise"}
 WORLD = BASE | SIBLINGS | {"world_model"}
 ENVS = WORLD | {"simulator", "envs"}
@@ -28,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "resources"},
     "images": {"errors", "resources"},
     "cameras_io": {"errors"},
+    "values": {"errors"},
     "weights": {"errors", "resources"},
     "contact_sheet": {"errors", "types"},
     "artefacts": {"errors", "resources", "types", "contact_sheet"},

@@ -83,7 +83,7 @@ def test_chunks_follow_each_other(model):
         assert frames.rgb.shape == (4, *SIZE, 3) and frames.remembered.shape == (4, 4, 6)
         assert torch.equal(frames.cameras.world_from_camera, path(4, start).world_from_camera)
     assert state.frame == 12 and len(state.memory) >= points
-    assert state.history.latents.shape == (3, 6, 4, 6) and len(state.keyframes.latents) == 4
+    assert state.history.latents.shape == (3, 6, 4, 6) and len(state.keyframes) == 4
     assert model.stats(state)["memory_bytes"] == state.memory.nbytes
 
 
@@ -107,8 +107,8 @@ def test_keyframes_are_bounded():
     _, state = model.begin(scene(), seed=0)
     _, state = model.advance(state, path(4))
     _, state = model.advance(state, path(4, 5))
-    assert len(state.keyframes.latents) == 3
-    torch.testing.assert_close(state.keyframes.cameras.world_from_camera[-1], path(1, 8).world_from_camera[0])
+    assert len(state.keyframes) == 3
+    torch.testing.assert_close(state.keyframes[-1].cameras.world_from_camera[0], path(1, 8).world_from_camera[0])
 
 
 def test_a_codec_with_temporal_stride_makes_several_frames_a_latent():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
 
 import gymnasium as gym
@@ -16,13 +18,14 @@ from gymnasium.utils import EzPickle
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mirage_env.envs import actions, observations, tasks
+from mirage_env.envs import actions, observations, snapshots, tasks
 from mirage_env.envs.actions import Pose
 from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.envs.map_view import beside, draw_map
 from mirage_env.envs.observations import DEFAULT_OBS
 from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
 from mirage_env.envs.registration import PlainSpec
+from mirage_env.envs.snapshots import Snapshot, identity, task_name
 from mirage_env.envs.untaken import Untaken
 from mirage_env.envs.world import Advance, Begin, Draft, Need, SceneSpec, Walk, World, answer
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_array, check_count, check_number
@@ -74,7 +77,9 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     generated.
 
     Args:
-        world: what turns cameras into frames.
+        source: the world: what turns cameras into frames.
+        world: a saved world that every episode begins in: the path of what `save` wrote, or a snapshot. What was seen
+            is remembered and known, the body stands where it stood, and the task begins anew.
         fov_deg: horizontal field of view; "auto" takes the picture's own, else 70; `info["fov_source"]` says which.
         intrinsics: K (3, 3) in pixels of the world's size, instead of a field of view.
         up: which way is up in the first camera's axes (x right, y down, z forward); "auto" is a level camera.
@@ -97,14 +102,15 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     """
 
     metadata = {"render_modes": ["rgb_array", "depth_array"], "render_fps": 5}  # noqa: RUF012 (Gymnasium's contract)
-    reset_options: tuple[str, ...] = ("world_from_camera",)
+    reset_options: tuple[str, ...] = ("world_from_camera", "world")
     """Names that `reset(options=...)` understands."""
-    spec = PlainSpec()  # type: ignore[assignment]
+    spec = PlainSpec()
 
     def __init__(
         self,
-        world: World,
+        source: World,
         *,
+        world: Any = None,
         fov_deg: float | str = "auto",
         intrinsics: Any = None,
         up: Sequence[float] | np.ndarray | str = "auto",
@@ -130,11 +136,11 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         ):
             if name not in known:
                 raise UnknownNameError(what, str(name), [str(x) for x in known])
-        self.world = world
+        self.world = source
         self.action_space = actions.action_space(action_mode)
         self.depth_range_m = observations.check_depth_range(depth_range_m)
         self.obs = obs if isinstance(obs, str) else observations.parse_names(obs)
-        layout = observations.Layout(world.size, world.latent_size, self.depth_range_m)
+        layout = observations.Layout(source.size, source.latent_size, self.depth_range_m)
         self.observation_space = observations.observation_space(obs, layout)
         self.task = tasks.make_task(task, **(task_kwargs or {}))
         if "goal" in observations.parse_names(obs) and not hasattr(self.task, "goal"):
@@ -159,6 +165,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
 
         self._episode: Episode | None = None
         self._closed = False
+        self._begins_in = None if world is None else self.load(world)
         self._sharers = 1
         self._untaken = Untaken(self._sharers)
 
@@ -210,7 +217,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     # ---- Gymnasium --------------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode; `options["world_from_camera"]` (4, 4) starts it at another pose of the same scene."""
+        """Begins an episode; `options["world_from_camera"]` (4, 4) starts it at another pose of the same scene, and
+        `options["world"]` in a saved world, as the argument `world` does for every episode."""
         return self._alone(self.resetting(seed, options))
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -227,25 +235,47 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         for name in options:
             if name not in known:
                 raise UnknownNameError("reset option", name, known)
-        scene, about = self.scene(options)
+        saved = options.get("world", self._begins_in)
+        more = [name for name in self.reset_options if name in options and name not in WalkEnv.reset_options]
+        if options.get("world") is not None and more:
+            raise InvalidValueError(f"a saved world has a scene of its own; leave out either world or {more[0]}")
+        if saved is None or more:
+            saved = None
+            scene, about = self.scene(options)
+        else:
+            episode = self.load(saved).episode
+            scene = episode.scene
         start = options.get("world_from_camera")
         if start is not None:
             start = _check_pose(start, scene.intrinsics_px, self.world.size)
         if self._episode is not None and self._episode.pending:
             self._episode, _ = yield from self._generated(self._episode)
 
-        frames, state = yield Begin(scene, int(self.np_random.integers(2**31)))
         self._closed = False
-        frames = _on_cpu(frames)
         self._untaken.begin_episode()
-        self._untaken.keep(frames)
-        seen = self.evidence(frames, state)
-        occupancy = Occupancy.empty(scene.camera_height_m).seen(seen)
-        episode = Episode(scene, about, state, self.start, (), frames[-1:], occupancy, task=None)
+        if saved is None:
+            frames, state = yield Begin(scene, int(self.np_random.integers(2**31)))
+            frames = _on_cpu(frames)
+            self._untaken.keep(frames)
+            seen = self.evidence(frames, state)
+            occupancy = Occupancy.empty(scene.camera_height_m).seen(seen)
+            episode = Episode(scene, about, state, self.start, (), frames[-1:], occupancy, task=None)
+        elif episode.pending:
+            episode, seen = yield from self._generated(episode)
+        else:
+            seen = self.evidence(episode.shown, episode.world)
         if start is not None:
             way = (start,) * self.world.temporal_stride
             episode, seen = yield from self._generated(replace(episode, pose=start, pending=(way,)))
-        episode = replace(episode, skipped=skipped, trail=((episode.pose.x, episode.pose.z),))
+        episode = replace(
+            episode,
+            task=None,
+            steps=0,
+            collisions=0,
+            over=False,
+            skipped=skipped,
+            trail=((episode.pose.x, episode.pose.z),),
+        )
         moment = self._moment(episode, episode, None, seen, options)
         self._episode = replace(episode, task=self.task.begin(moment, self.np_random))
         return self._observe(self._episode, moment), self._info(self._episode, moment, {})
@@ -331,14 +361,58 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """Divides the memory for frames that nobody takes among `sharers` environments, of which this is one."""
         self._sharers, self._untaken = sharers, Untaken(sharers)
 
-    def snapshot(self) -> tuple[Episode, dict[str, Any]]:
-        """The episode and the state of `np_random`, as a value: cheap, and any number may be kept."""
-        return self._begun("snapshot"), dict(self.np_random.bit_generator.state)
+    @property
+    def steps(self) -> int:
+        """Steps taken in this episode."""
+        return 0 if self._episode is None else self._episode.steps
 
-    def restore(self, snapshot: tuple[Episode, dict[str, Any]]) -> None:
-        """Goes back to a snapshot of this or an equal environment; what follows repeats, random numbers included."""
-        self._episode, self.np_random.bit_generator.state = snapshot
+    def snapshot(self) -> Snapshot:
+        """This moment as a value: cheap, and any number may be kept."""
+        episode = self._begun("snapshot")
+        return Snapshot(episode, self.np_random.bit_generator.state, identity(self.world), task_name(self.task))
+
+    def restore(self, snapshot: Any) -> tuple[Any, dict[str, Any]]:
+        """Goes back to a moment of this environment or of an equal one: a snapshot, or the path of what `save` wrote.
+
+        Returns the observation and info of that moment, without the terms of a reward. What follows repeats bit for
+        bit: frames, rewards, info, random numbers. Raises SavedWorldError for a snapshot of another world or task.
+        """
+        snapshot = self.load(snapshot)
+        snapshot.check_task(self.task)
+        self._episode, self._closed = snapshot.episode, False
+        self.np_random.bit_generator.state = dict(snapshot.np_random)
         self._untaken = Untaken(self._sharers)
+        moment = self._moment(self._episode, self._episode, None, None, {})
+        return self._observe(self._episode, moment), self._info(self._episode, moment, {})
+
+    def fork(self, count: int) -> list[WalkEnv]:
+        """Environments that go on from this moment, each by itself; what they have in common is held once.
+
+        They also have the same random numbers ahead: with equal actions they see the same. Wrappers stay behind.
+        """
+        here = self.snapshot()
+        return [self._copy(here) for _ in range(check_count("the number of forks", count))]
+
+    def save(self, path: str | Path) -> Path:
+        """Writes `snapshot()` as one file, which replaces an older one only when it is complete."""
+        return snapshots.save(path, self.snapshot(), self.world, self.task)
+
+    def load(self, saved: Any) -> Snapshot:
+        """The snapshot at a path, or the given one; raises SavedWorldError where it does not fit this world."""
+        if not isinstance(saved, Snapshot):
+            if not isinstance(saved, (str, Path)):
+                raise InvalidValueError(f"a saved world is a path or a snapshot, got {type(saved).__name__}")
+            return snapshots.load(saved, self.world, self.task, Episode)
+        saved.check_world(self.world)
+        return saved
+
+    def _copy(self, moment: Snapshot) -> WalkEnv:
+        other: WalkEnv = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.action_space, other.observation_space = deepcopy((self.action_space, self.observation_space))
+        other.np_random = np.random.Generator(type(self.np_random.bit_generator)())
+        other.restore(moment)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {**EzPickle.__getstate__(self), **{name: self.__dict__.get(name) for name in self._PICKLED}}

@@ -55,8 +55,8 @@ class MirageEnv(WalkEnv):
         from mirage_env.world_model import load_world
 
         EzPickle.__init__(self, image, images, preset=preset, prompt=prompt, size=size, device=device, **walk)
-        if image is not None and images is not None:
-            raise InvalidValueError("give either image or images, not both")
+        if sum(given is not None for given in (image, images, walk.get("world"))) > 1:
+            raise InvalidValueError("give one of image, images and world, not several")
         self.prompt, size = prompt, check_size(size)
         if images is None:
             self.pool = [DEFAULT_IMAGE if image is None else image]

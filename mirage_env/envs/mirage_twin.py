@@ -39,6 +39,8 @@ class TwinState:
 class TwinWorld:
     """A generated world that begins with the first frame of a simulated one; its frames are the dream's."""
 
+    state_class = TwinState
+
     def __init__(self, dream: World, truth: SimulatorWorld):
         self.dream, self.truth = dream, truth
         self.size, self.latent_size, self.temporal_stride = dream.size, dream.latent_size, dream.temporal_stride
@@ -55,6 +57,16 @@ class TwinWorld:
 
     def draft(self, state: TwinState, cameras: Cameras) -> Frames:
         return self.dream.draft(state.dream, cameras)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """That of the dream."""
+        return getattr(self.dream, "identity", {})
+
+    def placed(self, state: TwinState) -> TwinState:
+        """The state with the dream's part on the dream's device."""
+        place = getattr(self.dream, "placed", None)
+        return state if place is None else replace(state, dream=place(state.dream))
 
     def stats(self, state: TwinState) -> dict[str, Any]:
         return self.dream.stats(state.dream)

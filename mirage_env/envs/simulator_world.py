@@ -48,6 +48,7 @@ class SimulatorWorld:
     """
 
     temporal_stride = 1
+    state_class = SimulatorState
 
     def __init__(self, size: tuple[int, int], family: str | None = None):
         """`size` (H, W) in multiples of 8; without a `family` each scene's seed chooses one of FAMILIES.

@@ -148,6 +148,7 @@ class PointGoal:
     """
 
     reset_options = ("goal",)
+    state_class = PointGoalState
 
     def __init__(
         self,
@@ -235,6 +236,7 @@ class Sum:
         self.reset_options = tuple(
             name for task, _ in self.parts.values() for name in getattr(task, "reset_options", ())
         )
+        self.state_class: Any = tuple[tuple(getattr(task, "state_class", Any) for task, _ in self.parts.values())]  # type: ignore[misc]
         self._aims = [index for index, (task, _) in enumerate(self.parts.values()) if hasattr(task, "goal")]
         if self._aims:  # only then, because who asks for the observation `goal` looks for it
             self.goal, self.place = self._goal, self._place

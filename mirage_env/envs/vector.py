@@ -42,7 +42,7 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         batching: "auto", "exact" or "batched", as above.
     """
 
-    spec = PlainSpec(additional_wrappers=())  # type: ignore[assignment]  # those are of single environments
+    spec = PlainSpec(additional_wrappers=())  # those are of single environments
 
     def __init__(
         self,

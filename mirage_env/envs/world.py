@@ -14,7 +14,12 @@ T = TypeVar("T")
 
 @runtime_checkable
 class World(Protocol):
-    """Turns cameras into frames. Stateless: state goes in and comes out."""
+    """Turns cameras into frames. Stateless: state goes in and comes out.
+
+    A world whose states can be saved also has `state_class`, their dataclass; where states do not fit every world of
+    its class, `identity`, what two must have in common (names and values for people); and where they live on a device,
+    `placed(state)`, which puts one there.
+    """
 
     @property
     def size(self) -> tuple[int, int]:

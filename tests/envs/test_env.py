@@ -384,7 +384,7 @@ def test_bad_reset_options_leave_the_episode(box_room: MakeEnv) -> None:
     env = box_room()
     env.reset(seed=0)
     before = env.snapshot()[0]
-    with pytest.raises(UnknownNameError, match='unknown reset option "sed"; known are world_from_camera'):
+    with pytest.raises(UnknownNameError, match='unknown reset option "sed"; known are world, world_from_camera'):
         env.reset(options={"sed": 1})
     with pytest.raises(InvalidValueError, match=r"world_from_camera must have shape \(4, 4\), got \(3, 3\)"):
         env.reset(options={"world_from_camera": np.eye(3)})

@@ -168,7 +168,11 @@ def test_bad_pictures_fail_early_and_in_one_sentence(pictures: Path) -> None:
         ({"image": "kitchn"}, UnknownNameError, 'unknown built-in image "kitchn"; known are'),
         ({"image": str(pictures / "notes.md")}, ImageError, "is not a picture"),
         ({"image": "coffee", "size": (32,)}, InvalidValueError, r"size must be two whole numbers \(H, W\)"),
-        ({"image": "coffee", "images": ["coffee"]}, InvalidValueError, "either image or images, not both"),
+        (
+            {"image": "coffee", "images": ["coffee"]},
+            InvalidValueError,
+            "give one of image, images and world, not several",
+        ),
     ]:
         with pytest.raises(error, match=text):
             gym.make("Mirage-v0", **{"size": SIZE, **kwargs})

@@ -1,0 +1,94 @@
+"""A moment of a walk as a value: it can be kept, gone back to, continued many times over, and written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mirage_env.envs.tasks import Sum
+from mirage_env.envs.world import World
+from mirage_env.errors import SavedWorldError
+from mirage_env.values import StoredValues, classes_in, write_values
+
+if TYPE_CHECKING:
+    from mirage_env.envs.env import Episode
+
+
+class Snapshot(NamedTuple):
+    """Everything that decides what follows, given the same actions. What snapshots have in common is held once."""
+
+    episode: Episode
+    np_random: Mapping[str, Any]
+    """State of the environment's random numbers."""
+    world: Mapping[str, str]
+    """What a world must have in common with the one that this was taken in, see `identity`."""
+    task: str
+    """The task that was being done, see `task_name`."""
+
+    def check_world(self, world: World) -> None:
+        """Raises SavedWorldError for a world that cannot go on from here."""
+        here = identity(world)
+        for name, value in self.world.items():
+            if here.get(name) != value:
+                raise SavedWorldError(
+                    f"this snapshot was taken in a world with {name} {value}, but here {name} is {here.get(name)}; "
+                    "make the environment as it was made then"
+                )
+
+    def check_task(self, task: Any) -> None:
+        """Raises SavedWorldError for another task than the one that was being done."""
+        if self.task != task_name(task):
+            raise SavedWorldError(
+                f"this snapshot was taken in the task {self.task}, and this one is {task_name(task)}; begin a new "
+                'episode in its world with reset(options={"world": ...})'
+            )
+
+
+def save(path: str | Path, snapshot: Snapshot, world: World, task: Any) -> Path:
+    """Writes the snapshot as one file, whole or not at all."""
+    classes = classes_in(type(snapshot.episode), *_state_classes(world), getattr(task, "state_class", None))
+    values = {
+        "episode": replace(snapshot.episode, task=None),
+        "task": snapshot.episode.task,
+        "np_random": snapshot.np_random,
+    }
+    return write_values(path, values, {"world": snapshot.world, "task": snapshot.task}, classes)
+
+
+def load(path: str | Path, world: World, task: Any, episode_class: type[Any]) -> Snapshot:
+    """Reads what `save` wrote; its episode is without the task's state where that was another task.
+
+    Raises SavedWorldError where there is none, or one of another world.
+    """
+    stored = StoredValues(path)
+    saved = Snapshot(None, {}, stored.about["world"], stored.about["task"])  # type: ignore[arg-type]
+    saved.check_world(world)
+    classes = classes_in(episode_class, *_state_classes(world))
+    episode, np_random = stored.read("episode", classes), stored.read("np_random", {})
+    if saved.task == task_name(task):
+        episode = replace(episode, task=stored.read("task", classes_in(getattr(task, "state_class", None))))
+    if (place := getattr(world, "placed", None)) is not None:
+        episode = replace(episode, world=place(episode.world))
+    return saved._replace(episode=episode, np_random=np_random)
+
+
+def identity(world: World) -> dict[str, str]:
+    """What two worlds must have in common for one to go on where the other stopped; names and values for people."""
+    own = getattr(world, "identity", {})
+    return {"kind": type(world).__name__, "size": f"{world.size[0]} x {world.size[1]}", **own}
+
+
+def task_name(task: Any) -> str:
+    """The class of the task, or those of its parts."""
+    if isinstance(task, Sum):
+        return " + ".join(task_name(part) for part, _ in task.parts.values())
+    return type(task).__name__
+
+
+def _state_classes(world: Any) -> list[Any]:
+    """What a world and its parts say that their states are made of."""
+    parts = [getattr(world, name, None) for name in ("memory", "dream", "truth")]
+    inner = [kind for part in parts if part is not None for kind in _state_classes(part)]
+    return [getattr(world, "state_class", None), *inner]
