@@ -24,7 +24,7 @@ from mirage_env.errors import OutputError
 from mirage_env.resources import revision
 from mirage_env.types import Frames
 
-_VIDEO_MIN_SIDE_PX = 384
+VIDEO_MIN_SIDE_PX = 384
 
 
 def prepare_folder(folder: str | Path) -> Path:
@@ -73,7 +73,7 @@ def write_walk(
     path = prepare_folder(folder)
     rgb, depth_m = frames.rgb.cpu().numpy(), frames.depth_m.float().cpu().numpy()
     valid = np.isfinite(depth_m) & (depth_m > 0) & ~frames.sky.cpu().numpy()
-    enlargement = -(-_VIDEO_MIN_SIDE_PX // min(rgb.shape[1:3]))
+    enlargement = -(-VIDEO_MIN_SIDE_PX // min(rgb.shape[1:3]))
     with _atomic_files(path) as staging:
         write_video(staging / "rgb.mp4", rgb, fps=fps, enlargement=enlargement)
         np.savez_compressed(

@@ -681,6 +681,24 @@ def rollout_retry(folder: RolloutFolder) -> None:
     _tell_outcome(outcome, folder)
 
 
+@app.command("export")
+def export_command(
+    folder: RolloutFolder,
+    form: Annotated[str, typer.Option("--to", help="minari, lerobot, webdataset, realestate10k, video or ply.")],
+    target: Annotated[Path, typer.Option("--out", help="A new folder; it appears when it is whole.")],
+    keep: Annotated[str | None, typer.Option(help='Only such episodes: "reprojection_rel < 0.1".')] = None,
+) -> None:
+    """Write a run's episodes in the format of other training code.
+
+    [dim]mirage-env export night --to lerobot --out night-lerobot --keep "collisions == 0"[/]
+    """
+    from mirage_env.rollout.export import FORMATS, export
+
+    with _Meter("exporting", 1, unit="episodes") as meter:
+        count = export(folder, form, target, keep, meter.update)
+    out.print(f"{count} episodes in {escape(str(target))}: {FORMATS[form]}")
+
+
 def _run_of(file: Path, overrides: list[str] | None) -> Run:
     from mirage_env.config import load_config
     from mirage_env.rollout.config import Run, RunConfig

@@ -201,7 +201,7 @@ class StoredEpisode:
 
     def __init__(self, archive: Path, summary: Mapping[str, Any]):
         self._archive, self.summary = archive, dict(summary)
-        self._folder = f"{summary['episode']:06d}"
+        self.name = f"{summary['episode']:06d}"
 
     def __len__(self) -> int:
         """Frames."""
@@ -254,12 +254,12 @@ class StoredEpisode:
 
     def _read(self, name: str) -> bytes:
         with zipfile.ZipFile(self._archive) as archive:
-            return archive.read(f"{self._folder}/{name}")
+            return archive.read(f"{self.name}/{name}")
 
     def _members(self, kind: str) -> Iterator[bytes]:
         with zipfile.ZipFile(self._archive) as archive:
             for index in range(len(self)):
-                yield archive.read(f"{self._folder}/{kind}/{index:06d}.png")
+                yield archive.read(f"{self.name}/{kind}/{index:06d}.png")
 
 
 def sidecar_of(archive: Path) -> Path:
