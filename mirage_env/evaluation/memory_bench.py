@@ -337,16 +337,18 @@ def write_report(
 
 def _page(scale: Scale, costs: Any, ways: Any, grown: Any, split: Any) -> str:
     brief = summary(scale, costs)
+    formula = f"as stored; the paper's {PAPER_BYTES:g}, s² · 3 / C is {number(brief['formula'])}"
+    ratios = [
+        (brief["read_ratio"], "read time, RGB to latent", f"a frame, at chunk {brief['chunk']:.0f}"),
+        (brief["bytes_ratio"], "cache bytes, RGB to latent", formula),
+    ]
+    if split:
+        whole = split["rgb"]["all"] / split["latent"]["all"]
+        ratios.append((whole, "time a chunk, RGB to latent", f"end to end; the paper's {PAPER_SPEED:g}"))
     cards = "".join(
         f"<div><b>{number(value)}x</b><span>{escape(label)}</span><small>{escape(note)}</small></div>"
-        for value, label, note in (
-            (brief["read_ratio"], "read time, RGB to latent", f"a frame, at chunk {brief['chunk']:.0f}"),
-            (brief["bytes_ratio"], "cache bytes, RGB to latent", f"as stored; the paper's 55, s² · 3 / C is "
-             f"{number(brief['formula'])}"),
-            *(((split["rgb"]["all"] / split["latent"]["all"]), "time a chunk, RGB to latent", "end to end; the "
-               "paper's 10.57"),) * bool(split),
-        )
-    )  # fmt: skip
+        for value, label, note in ratios
+    )
     time_chart = log_chart(
         {name: [(c.chunk, c.read_ms) for c in rows] for name, rows in costs.items()}, "chunk", "ms a frame"
     )

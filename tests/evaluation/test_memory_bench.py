@@ -61,6 +61,11 @@ def test_the_report_holds_what_was_measured(tmp_path) -> None:
     assert "2.50x" in page and page.count("<svg") == 3
 
 
+def test_a_report_without_whole_chunks(tmp_path) -> None:
+    _, page = bench.write_report(tmp_path, SCALE, run(1), [], {}, {})
+    assert "end to end" not in page.read_text() and "A whole chunk" not in page.read_text()
+
+
 def test_a_power_law_is_straight() -> None:
     picture = log_chart({"a": [(1, 10), (10, 100), (100, 1000)]}, "n", "ms")
     dots = [
