@@ -152,61 +152,72 @@ class LatentMemory:
 
         # One table of what is and what may be; a memory is a choice of its rows.
         focal = (grid.intrinsics_px[:, 0, 0] * grid.intrinsics_px[:, 1, 1]).sqrt()
+        count, cells = len(state), frames * height * width
         points = torch.cat([state.points, lifted.reshape(-1, 3)])
         footprint = torch.cat([state.footprint_m, (depth / focal[:, None, None]).flatten()])
-        count = len(state)
-        rows = torch.arange(count, device=points.device)
-        cells = torch.arange(count, len(points), device=points.device).view(frames, height, width)
-        if self.config.write_rule == "paper":
-            rows = torch.cat([rows, cells[admissible]])
-        else:
-            for t in range(frames):
-                rows = self._novel(rows, cells[t], admissible[t], depth[t], points, footprint, grid[t : t + 1])
-        if self.config.max_points is not None and len(rows) > self.config.max_points:
-            rows = self._within_budget(rows, footprint, count)
-        if len(rows) == count and not bool((rows >= count).any()):
+        chosen = torch.cat([admissible.new_ones(count), admissible.flatten()])
+        if self.config.write_rule == "novel":
+            chosen[count:] = False
+            for t, end in enumerate(range(count, len(points), height * width)):
+                self._choose_novel(chosen, end, admissible[t], depth[t], points, footprint, grid[t : t + 1])
+        if self.config.max_points is not None:
+            self._within_budget(chosen, footprint, count)
+        added = chosen[count:].nonzero()[:, 0]
+        if len(added) == 0 and bool(chosen[:count].all()):
             return state
 
-        kept, added = rows[rows < count], rows[rows >= count] - count
-        tokens = latents.movedim(1, 3).reshape(-1, channels).index_select(0, added).to(state.tokens.dtype)
+        rows = chosen.nonzero()[:, 0]
+        kept = rows[: len(rows) - len(added)]
+        tokens = state.tokens.new_empty(len(rows), channels)  # the bulk of a memory is copied once
+        torch.index_select(state.tokens, 0, kept, out=tokens[: len(kept)])
+        tokens[len(kept) :] = latents.movedim(1, 3).reshape(cells, channels).index_select(0, added)
         new_ids = torch.arange(state.next_id, state.next_id + len(added), device=rows.device)
         return MemoryState(
             points=points.index_select(0, rows),
-            tokens=torch.cat([state.tokens.index_select(0, kept), tokens]),
+            tokens=tokens,
             footprint_m=footprint.index_select(0, rows),
             ids=torch.cat([state.ids.index_select(0, kept), new_ids]),
             next_id=state.next_id + len(added),
         )
 
-    def _novel(
+    def _choose_novel(
         self,
-        rows: Int64[Tensor, " R"],
-        cells: Int64[Tensor, "h w"],
+        chosen: Bool[Tensor, " M"],
+        end: int,
         admissible: Bool[Tensor, "h w"],
         depth: Float[Tensor, "h w"],
         points: Float[Tensor, "M 3"],
         footprint: Float[Tensor, " M"],
         camera: Cameras,
-    ) -> Int64[Tensor, " S"]:
-        """The chosen rows after one more frame; table rows grow with age, so they serve as ids."""
-        if len(rows) == 0:
-            return cells[admissible]
-        index, _, seen_depth = (a[0] for a in frontmost(points.index_select(0, rows), rows, camera))
-        seen = rows[index.clamp_min(0)]
+    ) -> None:
+        """Changes the choice for one more frame, whose cells are the rows from `end` on."""
+        rows = torch.arange(end, device=points.device)  # they grow with age, so they serve as ids
+        hidden = torch.where(chosen[:end, None], points[:end], torch.nan)
+        index, _, seen_depth = (a[0] for a in frontmost(hidden, rows, camera))
+        seen = index.clamp_min(0) if end else index + 1  # of an empty table any row will do: none is seen
+        frame = slice(end, end + depth.numel())
+        cells = footprint[frame].view_as(depth)
         in_front = depth < seen_depth * (1.0 - self.config.occluder)
-        refined = (index >= 0) & ~in_front & (footprint[seen] >= self.config.finer * footprint[cells]) & admissible
-        keep = torch.ones_like(rows, dtype=torch.bool)
-        keep[index[refined]] = False
-        return torch.cat([rows[keep], cells[admissible & ((index < 0) | in_front | refined)]])
+        refined = (index >= 0) & ~in_front & (footprint[seen] >= self.config.finer * cells) & admissible
+        chosen[index[refined]] = False
+        chosen[frame] = (admissible & ((index < 0) | in_front | refined)).flatten()
 
-    def _within_budget(
-        self, rows: Int64[Tensor, " R"], footprint: Float[Tensor, " M"], count: int
-    ) -> Int64[Tensor, " S"]:
-        """The rows to keep: sorts are stable, so the last key sorted by counts first (new, then fine, then young)."""
-        ranked = rows.flip(0)
-        ranked = ranked[footprint[ranked].argsort(stable=True)]
-        ranked = ranked[(ranked < count).long().argsort(stable=True)]
-        return ranked[: self.config.max_points].sort().values
+    def _within_budget(self, chosen: Bool[Tensor, " M"], footprint: Float[Tensor, " M"], count: int) -> None:
+        """Drops what exceeds the budget: of the `count` old rows first, the coarsest, the oldest among equals."""
+        assert self.config.max_points is not None
+        for part in (slice(0, count), slice(count, None)):
+            excess = int(chosen.sum()) - self.config.max_points
+            if excess <= 0:
+                return
+            coarse = torch.where(chosen[part], footprint[part], -1.0)
+            if excess >= int(chosen[part].sum()):
+                chosen[part] = False
+                continue
+            last = coarse.topk(excess).values[-1]
+            drop = coarse > last
+            equal = (coarse == last).nonzero()[:, 0]
+            drop[equal[: excess - int(drop.sum())]] = True
+            chosen[part] &= ~drop
 
     def _check(self, state: MemoryState, record: ChunkRecord) -> None:
         (frames, channels), cameras = record.latents.shape[:2], record.cameras

@@ -276,3 +276,18 @@ def test_mixed_devices_and_dtypes_are_refused(unchecked: None) -> None:
         splat(points, tokens.to("meta"), ids, cameras)
     with pytest.raises(InvalidValueError, match=r"must be float32, got \['float32', 'float64'\]; call \.float\(\)"):
         splat(points.double(), tokens, ids, cameras)
+
+def test_blocks_out_of_view_are_culled_without_a_trace(kernel: str) -> None:
+    """A long corridor of coherent blocks, some of them of nothing: most are skipped, and no bit changes."""
+    torch.manual_seed(0)
+    along = torch.arange(8000) * 0.02 - 80
+    points = torch.stack([torch.randn(8000) * 2, torch.randn(8000), along], 1)
+    points[1024:2048] = torch.nan
+    points[5000:5003, 0] = torch.tensor([math.nan, 3e38, -math.inf])
+    tokens, ids, cameras = torch.randn(8000, 3), torch.arange(8000), looking_around(12, (6, 8))
+    culled = splat(points, tokens, ids, cameras)
+    order = torch.randperm(8000)  # in no order no block can be skipped
+    shuffled = splat(points[order], tokens[order], ids[order], cameras)
+    for name in ("tokens", "visible", "depth_m", "offset"):
+        assert torch.equal(getattr(culled, name), getattr(shuffled, name))
+    assert int(culled.visible.sum()) > 100
