@@ -277,6 +277,7 @@ def test_mixed_devices_and_dtypes_are_refused(unchecked: None) -> None:
     with pytest.raises(InvalidValueError, match=r"must be float32, got \['float32', 'float64'\]; call \.float\(\)"):
         splat(points.double(), tokens, ids, cameras)
 
+
 def test_blocks_out_of_view_are_culled_without_a_trace(kernel: str) -> None:
     """A long corridor of coherent blocks, some of them of nothing: most are skipped, and no bit changes."""
     torch.manual_seed(0)
