@@ -6,6 +6,7 @@ explorer.py   the scripted one: to the nearest frontier of the map, or to the go
 worlds.py     environments as a config describes them; pictures of training scenes; drafts alone
 policy.py     the network that PPO trains, and its checkpoints
 ppo.py        training by Stable-Baselines3
+movers.py     agents as the movers of a rollout
 evaluation.py episodes, scores with intervals, videos
 proof.py      does an agent trained in dreams do well in the true world?
 """

@@ -556,7 +556,7 @@ rollout = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(rollout, name="rollout")
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to generate; see docs/rollout.md.")]
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to generate; see docs/rollouts.md.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace values of the file, like steps=32.")
 ]

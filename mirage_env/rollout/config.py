@@ -31,9 +31,10 @@ class RunConfig:
     """Steps an episode, at most: a task may end it sooner, and so may the end of a camera file."""
     seed: int = 0
     mover: str = "walk"
-    """Who moves the camera: walk, loop, cameras, or module:name of one's own."""
+    """Who moves the camera: walk, loop, cameras, explorer, policy, or module:name of one's own."""
     mover_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the mover; `cameras` takes `path` (a camera file or a folder of them)."""
+    """Arguments of the mover; `cameras` takes `path` (a camera file or a folder of them), `policy` takes `path` (the
+    folder of its training) and `config`."""
     env: str = "Mirage-v0"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """For `gym.make`: preset, size, chunk, step_m, task ..."""

@@ -24,6 +24,8 @@ from mirage_env.errors import InvalidValueError
 MOVERS = {
     "walk": "mirage_env.rollout.movers:Walk",
     "loop": "mirage_env.rollout.movers:Loop",
+    "explorer": "mirage_env.agents.movers:explorer",
+    "policy": "mirage_env.agents.movers:policy",
 }
 """Name -> where it is, looked up when it is first used; `Follow` goes by the name of cameras."""
 FARTHEST_STEP = {"step_m": 10.0, "turn_deg": 90.0}
