@@ -561,7 +561,13 @@ def _for_inference(part: Part, resident: torch.device, device: torch.device) -> 
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one; raises `InvalidValueError` for a device that this machine lacks."""
+    """ "auto" is CUDA where there is one; raises `InvalidValueError` for a device that this machine lacks, and for CUDA
+    in a process that was forked from one which used it."""
+    if device != "cpu" and torch.cuda._is_in_bad_fork():
+        raise InvalidValueError(
+            'CUDA does not work in a forked process; start the workers with context="spawn", use device="cpu", or let '
+            "gym.make_vec hold all worlds in one process"
+        )
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and not (isinstance(device, str) and device.startswith("cuda") and torch.cuda.is_available()):

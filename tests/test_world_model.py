@@ -16,7 +16,7 @@ from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.types import Cameras, SceneSpec
-from mirage_env.world_model import Preset, WorldModel, generate
+from mirage_env.world_model import Preset, WorldModel, generate, resolve_device
 
 SIZE = (32, 48)
 CODEC = CodecConfig(channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, is_residual=True)
@@ -164,6 +164,14 @@ def test_size_that_the_patches_do_not_divide_names_the_nearest(model):
 def test_generate_tells_bad_arguments_before_any_work(changes, message):
     with pytest.raises(InvalidValueError, match=message):
         generate("room", np.eye(4)[None], **changes)
+
+
+def test_cuda_in_a_forked_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert resolve_device("cpu").type == "cpu"
+    for device in ("auto", "cuda"):
+        with pytest.raises(InvalidValueError, match=r'CUDA does not work in a forked process; .*context="spawn"'):
+            resolve_device(device)
 
 
 def assert_equal(one: object, other: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -136,6 +138,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         ):
             if name not in known:
                 raise UnknownNameError(what, str(name), [str(x) for x in known])
+        if multiprocessing.parent_process() is not None and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # a worker among many; and a forked pool of threads would hang
         self.world = source
         self.action_space = actions.action_space(action_mode)
         self.depth_range_m = observations.check_depth_range(depth_range_m)
