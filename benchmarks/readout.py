@@ -23,7 +23,7 @@ from mirage_env.memory import splat
 from mirage_env.types import Cameras
 
 Read = Callable[[Tensor, Tensor, Tensor, Cameras], tuple[Tensor, Tensor]]
-SIZES = ("4096x8x16x16x16", "4096x8x16x16x32", "300000x9x44x80x48")
+SIZES = ("300000x9x44x80x48", "4096x8x16x16x16", "4096x8x16x16x32")  # the first loads the compiled kernel
 
 
 def ours(points: Tensor, tokens: Tensor, ids: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.depth_grid import depth_to_grid, straddles_edge
+from mirage_env.memory.latent import SKY_M
 
 
 def align_log_scale(
@@ -27,7 +28,8 @@ def align_log_scale(
         raise InvalidValueError(f"{len(depth_m)} depth maps cannot be aligned to {len(remembered_depth_m)} read-outs")
     grid = (remembered_depth_m.shape[1], remembered_depth_m.shape[2])
     depth = depth_to_grid(depth_m, valid, grid)
-    comparable = torch.isfinite(depth) & (remembered_depth_m > 0) & ~straddles_edge(depth_m, valid, grid)
+    surface = (remembered_depth_m > 0) & (remembered_depth_m < SKY_M / 2)  # the sky has no scale
+    comparable = torch.isfinite(depth) & surface & ~straddles_edge(depth_m, valid, grid)
     if int(comparable.sum()) < min_overlap * comparable.numel() or not bool(comparable.any()):
         return 0.0
     ratio = remembered_depth_m[comparable].log() - depth[comparable].log()

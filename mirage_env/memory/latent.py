@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -15,9 +15,11 @@ from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
 from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Encode, MemoryReading, State
 from mirage_env.memory.splat import frontmost, splat
-from mirage_env.types import Cameras
+from mirage_env.types import Cameras, Readout
 
 WriteRule = Literal["paper", "novel"]
+SKY_M = 1e3
+"""Depth at which the sky is shown: no step of a walk shifts it."""
 TokenDtype = Literal["float16", "float32", "uint8"]
 
 
@@ -34,6 +36,8 @@ class MemoryState(State):
     ids: Int64[Tensor, " N"]
     """Strictly increasing; a point keeps its id for life, and none is given twice."""
     next_id: int
+    sky: MemoryState | None = None
+    """What is seen in the directions where no surface is: points at `SKY_M` around every camera alike."""
 
     def __post_init__(self) -> None:
         count = len(self.points)
@@ -77,6 +81,9 @@ class MemoryConfig(AnyMemoryConfig):
     max_points: int | None = None
     """Budget. A write that exceeds it drops the points that describe the largest patches, the oldest first among
     equals; what this very write added goes last, so that a full memory still learns."""
+    sky_points: int = 0
+    """Budget of the sky, which is remembered by direction and shown wherever no surface is; 0: forgotten, as in the
+    paper."""
     token_dtype: TokenDtype = "float32"
     """How tokens are stored. float32 reads back bit for bit; float16 halves the bytes and rounds to three digits;
     uint8 is for colours."""
@@ -93,6 +100,8 @@ class MemoryConfig(AnyMemoryConfig):
         for name in ("occluder", "depth_step"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise InvalidValueError(f"{name} is a share of depth between 0 and 1, got {getattr(self, name)}")
+        if self.sky_points < 0:
+            raise InvalidValueError(f"sky_points must be at least 0, got {self.sky_points}")
         if self.max_points is not None and self.max_points < 1:
             raise InvalidValueError(f"max_points must be at least 1, got {self.max_points}; use null for no budget")
 
@@ -105,6 +114,11 @@ class LatentMemory:
 
     def __init__(self, config: MemoryConfig | None = None, encode: Encode | None = None):
         self.config = config or MemoryConfig()
+        self._sky: LatentMemory | None = None
+        if self.config.sky_points:  # a memory of its own, of cameras that only turn: directions are soon all known
+            self._sky = LatentMemory(
+                MemoryConfig(max_points=self.config.sky_points, token_dtype=self.config.token_dtype)
+            )
 
     def empty(self, channels: int, device: torch.device | str = "cpu") -> MemoryState:
         """A memory of nothing, for tokens of `channels` channels."""
@@ -122,12 +136,26 @@ class LatentMemory:
         Cameras come at the resolution of the grid to read: `memory.read(state, cameras.resized((h, w)))`.
         A memory that one view alone wrote, read from that view, returns the written tokens.
         """
-        return MemoryReading(splat(state.points, state.tokens, state.ids, check_cameras(cameras)))
+        shown = splat(state.points, state.tokens, state.ids, check_cameras(cameras))
+        if self._sky is None or state.sky is None:
+            return MemoryReading(shown)
+        behind = self._sky.read(state.sky, _turning(cameras)).grid
+        assert behind is not None
+        sky = behind.visible & ~shown.visible
+        return MemoryReading(
+            Readout(
+                tokens=torch.where(sky[:, None], behind.tokens, shown.tokens),
+                visible=shown.visible | sky,
+                depth_m=torch.where(sky, behind.depth_m, shown.depth_m),
+                offset=torch.where(sky[:, None], behind.offset, shown.offset),
+                index=shown.index,
+            )
+        )
 
     def write(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
         """The memory after T keyframes.
 
-        Sky and moving things never enter it. A
+        Moving things never enter it, and sky only by direction (`sky_points`), cells of nothing else. Any other
         cell is admissible where its depth is finite and positive and, if `reject_depth_edges`, it holds one surface.
 
         Rule "paper" adds every admissible cell (Eq. 6). Rule "novel" looks, frame by frame, at what the memory shows
@@ -141,6 +169,22 @@ class LatentMemory:
         Raises InvalidValueError for sizes or channels that do not fit and for latents or cameras that are not finite.
         """
         self._check(state, record)
+        after = self._write_surfaces(state, record)
+        if self._sky is None:
+            return after
+        sky = state.sky if state.sky is not None else self._sky.empty(state.channels, state.points.device)
+        known = self._sky.write(
+            sky,
+            replace(
+                record,
+                depth_m=torch.full_like(record.depth_m, SKY_M),
+                sky=~record.sky,
+                cameras=_turning(record.cameras),
+            ),
+        )
+        return after if known is sky else replace(after, sky=known)
+
+    def _write_surfaces(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
         latents, depth_m, valid, cameras = record.latents, record.depth_m, record.static, record.cameras
         frames, channels, height, width = latents.shape
         grid = cameras.resized((height, width))
@@ -178,6 +222,7 @@ class LatentMemory:
             footprint_m=footprint.index_select(0, rows),
             ids=torch.cat([state.ids.index_select(0, kept), new_ids]),
             next_id=state.next_id + len(added),
+            sky=state.sky,
         )
 
     def _choose_novel(
@@ -246,3 +291,10 @@ class LatentMemory:
         if not bool(finite.all()):
             raise InvalidValueError(f"latent frame {int((~finite).nonzero()[0])} is not finite")
         check_cameras(cameras)
+
+
+def _turning(cameras: Cameras) -> Cameras:
+    """The same directions of view from one place."""
+    poses = cameras.world_from_camera.clone()
+    poses[:, :3, 3] = 0.0
+    return replace(cameras, world_from_camera=poses)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -76,7 +76,7 @@ class MemoryReading:
 
 @dataclass(frozen=True)
 class State(ABC):
-    """What a memory holds: a frozen dataclass of tensors, whole numbers and further states. A value."""
+    """What a memory holds: a frozen dataclass of tensors, whole numbers and further states (or None). A value."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -87,6 +87,8 @@ class State(ABC):
         leaves: dict[str, Tensor] = {}
         for f in fields(self):
             value = getattr(self, f.name)
+            if value is None:
+                continue
             if isinstance(value, State):
                 leaves |= {f"{f.name}.{name}": leaf for name, leaf in value.tensors().items()}
             else:
@@ -101,8 +103,11 @@ class State(ABC):
         unknown = set(leaves)
         for f in fields(cls):
             inner = {name: name[len(f.name) + 1 :] for name in leaves if name.startswith(f"{f.name}.")}
-            if isinstance(hints[f.name], type) and issubclass(hints[f.name], State):
-                values[f.name] = hints[f.name].from_tensors({short: leaves[name] for name, short in inner.items()})
+            kinds = get_args(hints[f.name]) or (hints[f.name],)  # X | None: a further state that may be missing
+            if len(kinds) == 2 and not inner:
+                values[f.name] = None
+            elif isinstance(kinds[0], type) and issubclass(kinds[0], State):
+                values[f.name] = kinds[0].from_tensors({short: leaves[name] for name, short in inner.items()})
                 unknown -= set(inner)
             elif f.name not in leaves:
                 raise InvalidValueError(f'a {cls.__name__} needs the tensor "{f.name}"; got {sorted(leaves)}')

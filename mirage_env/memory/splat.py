@@ -24,7 +24,7 @@ from mirage_env.errors import InvalidValueError
 from mirage_env.memory import splat_torch
 from mirage_env.types import Cameras, Readout
 
-_PAIRS_REPAY = 1 << 19
+_PAIRS_REPAY = 1 << 18
 """View-point pairs from which on loading numba (0.5 s a process) soon pays; a small world never waits for it."""
 
 

@@ -319,6 +319,47 @@ def test_the_budget_drops_coarse_then_old_points_and_spares_the_new() -> None:
     assert len(write(tiny, tiny.empty(5), cameras, wall(cameras, 2.0))) == 10
 
 
+# Sky
+
+
+def sky_record(cameras: Cameras, latents: torch.Tensor) -> ChunkRecord:
+    """A wall below, sky in the upper half of the picture."""
+    good = record(latents, wall(cameras, 2.0), cameras)
+    sky = torch.zeros_like(good.sky)
+    sky[:, : PIXELS[0] // 2] = True
+    return replace(good, sky=sky)
+
+
+def test_the_sky_is_remembered_by_direction() -> None:
+    """However far one walks it stays where it was; a surface in front of it wins."""
+    memory = LatentMemory(MemoryConfig(sky_points=100))
+    here, latents = at([[0.0, 0, 0]]), torch.randn(1, 5, *GRID)
+    state = memory.write(memory.empty(5), sky_record(here, latents))
+    assert len(state) == 12 and state.sky is not None and len(state.sky) == 12
+    for place in ([0.0, 0, 0], [300.0, -40, 500]):
+        shown = read(memory, state, at([place]).resized(GRID))
+        assert torch.equal(shown.tokens[0, :, :2], latents[0, :, :2])
+        assert bool((shown.depth_m[0, :2] == 1000.0).all()) and bool((shown.index[0, :2] == -1).all())
+    house = memory.write(state, record(latents_for(here), wall(here, 5.0), here))
+    assert torch.equal(read(memory, house, here.resized(GRID)).depth_m[0, :2], torch.full((2, 6), 5.0))
+    assert house.sky is state.sky
+    again = MemoryState.from_tensors(house.tensors())
+    assert again.sky is not None and torch.equal(again.sky.tokens, state.sky.tokens)
+
+
+def test_the_sky_is_bounded() -> None:
+    memory, sizes = LatentMemory(MemoryConfig(sky_points=40)), []
+    state = memory.empty(5)
+    for step in range(30):
+        camera = at([[float(step), 0, 0]], 25.0 * step)
+        state = memory.write(state, sky_record(camera, latents_for(camera)))
+        assert state.sky is not None
+        sizes.append(len(state.sky))
+    assert max(sizes) == 40
+    forgetful = LatentMemory()
+    assert forgetful.write(forgetful.empty(5), sky_record(camera, latents_for(camera))).sky is None
+
+
 # A value
 
 
@@ -409,6 +450,7 @@ def test_a_state_checks_itself() -> None:
         ({"occluder": 0.0}, "occluder is a share of depth between 0 and 1, got 0.0"),
         ({"depth_step": 1.5}, "depth_step is a share"),
         ({"max_points": 0}, "max_points must be at least 1, got 0"),
+        ({"sky_points": -1}, "sky_points must be at least 0, got -1"),
     ],
 )
 def test_a_config_checks_itself(changes: dict[str, Any], text: str) -> None:
