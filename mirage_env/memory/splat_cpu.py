@@ -89,10 +89,14 @@ def _frontmost(
     x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
     high, wide, zero, half = np.float32(height), np.float32(width), np.float32(0.0), np.float32(0.5)
+    right_of, below, ahead = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     low, high_corner = np.empty(3, np.float32), np.empty(3, np.float32)
     for start in range(0, len(points), BLOCK):
         block = points[start : start + BLOCK]
+        size = len(block)
         _box(block, low, high_corner)
+        for n in range(size):  # coordinates one behind another, as vector instructions want them
+            right_of[n], below[n], ahead[n] = block[n, 0], block[n, 1], block[n, 2]
         for view in range(first, last):
             if _beyond(low, high_corner, axes[view], centres[view], wide, high):
                 continue
@@ -100,15 +104,15 @@ def _frontmost(
             d, e, f = axes[view, 1, 0], axes[view, 1, 1], axes[view, 1, 2]
             g, h, i = axes[view, 2, 0], axes[view, 2, 1], axes[view, 2, 2]
             px, py, pz = centres[view, 0], centres[view, 1], centres[view, 2]
-            for n in range(len(block)):  # no branch in here, so that it becomes vector instructions
-                u, v, w = block[n, 0] - px, block[n, 1] - py, block[n, 2] - pz
+            for n in range(size):  # no branch in here, so that it becomes vector instructions
+                u, v, w = right_of[n] - px, below[n] - py, ahead[n] - pz
                 deep = g * u + h * v + i * w
                 right = (a * u + b * v + c * w) / deep
                 down = (d * u + e * v + f * w) / deep
                 x[n], y[n], z[n] = right, down, deep
                 inside[n] = (deep > zero) & (right >= zero) & (down >= zero) & (right < wide) & (down < high)
             count = 0
-            for n in range(len(block)):  # nor in here: which points are inside cannot be predicted
+            for n in range(size):  # nor in here: which points are inside cannot be predicted
                 hits[count] = n
                 count += int(inside[n])
             for hit in range(count):
