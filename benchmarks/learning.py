@@ -2,8 +2,8 @@
 
 python benchmarks/learning.py --seconds 600 --out runs/learning
 
-Every setting trains PPO in Mirage-v0 for so many seconds of wall clock, then walks in held-out scenes of MirageSim-v0 at
-`chunk=1` and the same resolution. Called again, it goes on. Run it on a quiet machine: seconds are what it measures.
+Every setting trains PPO in Mirage-v0 for so many seconds of wall clock, then walks in held-out scenes of MirageSim-v0
+at `chunk=1` and the same resolution. Called again, it goes on. Run it on a quiet machine: seconds are what it measures.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from mirage_env.agents.checkpoint import read_card
 from mirage_env.agents.config import load
 from mirage_env.agents.evaluation import evaluate, make_agent, summary
-from mirage_env.agents.ppo import curve, train
+from mirage_env.agents.ppo import CHECKPOINT, train
 from mirage_env.agents.worlds import draw_pool
 from mirage_env.artefacts import prepare_folder, write_text
 from mirage_env.simulator import TRAINING_SEED
@@ -63,11 +64,9 @@ def main() -> None:
             )
             write_text(cell / "scores.json", json.dumps(scores))
         found = summary(json.loads((cell / "scores.json").read_text("utf-8")))
-        points = curve(cell)
-        steps, seconds = (points[-1]["steps"], points[-1]["seconds"]) if points else (0, arguments.seconds)
-        spl = found["spl"]
+        card, spl = read_card(cell / CHECKPOINT), found["spl"]
         lines.append(
-            f"| {chunk} | {feedback if chunk > 1 else '-'} | {size} | {steps} | {steps / seconds:.1f} | "
+            f"| {chunk} | {feedback if chunk > 1 else '-'} | {size} | {card['steps']} | {card['steps'] / card['seconds']:.1f} | "
             f"{spl.mean:.3f} ({spl.low:.3f} to {spl.high:.3f}) | {found['return'].mean:.2f} |"
         )
         write_text(folder / "learning.md", "\n".join([*lines, ""]))
