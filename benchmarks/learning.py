@@ -66,7 +66,8 @@ def main() -> None:
         found = summary(json.loads((cell / "scores.json").read_text("utf-8")))
         card, spl = read_card(cell / CHECKPOINT), found["spl"]
         lines.append(
-            f"| {chunk} | {feedback if chunk > 1 else '-'} | {size} | {card['steps']} | {card['steps'] / card['seconds']:.1f} | "
+            f"| {chunk} | {feedback if chunk > 1 else '-'} | {size} | {card['steps']} | "
+            f"{card['steps'] / card['seconds']:.1f} | "
             f"{spl.mean:.3f} ({spl.low:.3f} to {spl.high:.3f}) | {found['return'].mean:.2f} |"
         )
         write_text(folder / "learning.md", "\n".join([*lines, ""]))
