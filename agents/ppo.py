@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecMonitor
 
 from mirage_env.agents.checkpoint import load_checkpoint, save_checkpoint
 from mirage_env.agents.config import AgentConfig
 from mirage_env.agents.policy import check_observations, policy_kwargs
+from mirage_env.agents.vec_env import SB3VecEnv
 from mirage_env.agents.worlds import make_vector
 from mirage_env.artefacts import prepare_folder
 
@@ -39,7 +40,7 @@ def train(config: AgentConfig, folder: Path, minutes: float = math.inf, report: 
     """
     prepare_folder(folder)
     checkpoint = folder / CHECKPOINT
-    vector = VecMonitor(_Together(config))
+    vector = VecMonitor(SB3VecEnv(make_vector(config.world, config.ppo.envs)))
     try:
         check_observations(vector.observation_space)
         spaces = vector.observation_space, vector.action_space
@@ -69,57 +70,6 @@ def train(config: AgentConfig, folder: Path, minutes: float = math.inf, report: 
         return model.num_timesteps >= config.ppo.total_steps
     finally:
         vector.close()
-
-
-class _Together(VecEnv):
-    """A native vector environment as Stable-Baselines3 wants it."""
-
-    def __init__(self, config: AgentConfig):
-        self.native = make_vector(config.world, config.ppo.envs)
-        self.render_mode = None
-        super().__init__(config.ppo.envs, self.native.single_observation_space, self.native.single_action_space)
-
-    def reset(self) -> Any:
-        observation, _ = self.native.reset(seed=self._seeds)
-        self._reset_seeds()
-        return observation
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self._actions = actions
-
-    def step_wait(self) -> Any:
-        observation, rewards, terminated, truncated, info = self.native.step(self._actions)
-        done = terminated | truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for i in np.flatnonzero(done):
-            last = info["final_info"]
-            infos[i] = {
-                "terminal_observation": info["final_obs"][i],
-                "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
-                "known_m3": float(last["known_m3"][i]),
-                "reward_terms": {name: float(values[i]) for name, values in last["reward_terms"].items()
-                                 if not name.startswith("_")},
-            }  # fmt: skip
-        return observation, rewards.astype(np.float32), done, infos
-
-    def close(self) -> None:
-        self.native.close()
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(env, attr_name) for env in self._chosen(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        for env in self._chosen(indices):
-            setattr(env, attr_name, value)
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return [getattr(env, method_name)(*args, **kwargs) for env in self._chosen(indices)]
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False for _ in self._chosen(indices)]
-
-    def _chosen(self, indices: Any) -> list[Any]:
-        return [self.native.envs[i] for i in self._get_indices(indices)]
 
 
 class _Keeper(BaseCallback):
