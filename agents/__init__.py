@@ -5,7 +5,8 @@ simple.py     an agent is `begin` and `act`; random and constant ones
 explorer.py   the scripted one: to the nearest frontier of the map, or to the goal
 worlds.py     environments as a config describes them; pictures of training scenes; drafts alone
 vec_env.py    a native vector environment as Stable-Baselines3 wants it
-policy.py     the network that PPO trains, and its checkpoints
+policy.py     the network that PPO trains, and a trained one at work
+checkpoint.py policy and optimizer as one safetensors file
 ppo.py        training by Stable-Baselines3
 movers.py     agents as the movers of a rollout
 evaluation.py episodes, scores with intervals, videos

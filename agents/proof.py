@@ -237,7 +237,7 @@ def write_report(config: ProofConfig, folder: Path) -> Path:
             for method, table in scores.items():
                 low, high = np.percentile(drawn[method], (2.5, 97.5))
                 row = {"mean": table.mean(), "low": low, "high": high, "seeds": len(table), "episodes": table.shape[1]}
-                share = ""
+                share = "-"
                 if {"random", "simulator"} <= scores.keys():
                     gap = drawn["simulator"] - drawn["random"]
                     ratio = (drawn[method] - drawn["random"]) / np.where(np.abs(gap) < 1e-9, np.nan, gap)
@@ -246,7 +246,8 @@ def write_report(config: ProofConfig, folder: Path) -> Path:
                     )
                     bounds = np.nanpercentile(ratio, (2.5, 97.5)) if np.isfinite(ratio).any() else (math.nan, math.nan)
                     row |= {"share": centre, "share_low": bounds[0], "share_high": bounds[1]}
-                    share = f"{centre:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"
+                    if np.isfinite([centre, *bounds]).all():
+                        share = f"{centre:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"
                 results[f"{task}/{examination}/{method}"] = {
                     name: float(value) if math.isfinite(value) else None for name, value in row.items()
                 }

@@ -529,7 +529,7 @@ def agent_prove(
     table = write_report(plan, folder)
     if videos:
         film_cells(plan, folder)
-    out.print(escape(table.read_text("utf-8")))
+    out.print(escape(table.read_text("utf-8")), soft_wrap=True)
     out.print(f"{'complete' if whole else 'not complete; the same command goes on'}: {escape(str(table))}")
 
 
