@@ -36,6 +36,6 @@ if __name__ == "__main__":
     env.reset(seed=0)
     env.action_space.seed(0)
     for _ in range(12):
-        *_, reward, _, _, info = env.step(env.action_space.sample())
+        _, reward, _, _, info = env.step(env.action_space.sample())
         print(f"reward {reward:.3f}", {name: round(value, 3) for name, value in info["reward_terms"].items()})
     env.close()

@@ -31,7 +31,7 @@ def show(done: int, total: int, values: dict[str, float]) -> None:
 
 train(config, FOLDER, report=show)  # called again, it goes on; here it was complete
 for name in ("ppo", "random"):
-    scores = evaluate(lambda env, name=name: make_agent(name, config, env, FOLDER), config.test, range(2))  # type: ignore[misc]
+    scores = evaluate(lambda env, name=name: make_agent(name, config, env, FOLDER), config.test, range(2))
     mean, low, high, _ = summary(scores)["spl"]
     print(f"{name} in the true world: SPL {mean:.2f} ({low:.2f} to {high:.2f})")
 film(lambda env: make_agent("ppo", config, env, FOLDER), config.test, 0, FOLDER / "episode.mp4")
