@@ -44,9 +44,11 @@ class Input:
             fx, fy, cx, cy = self.intrinsics
             lens = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
             options["intrinsics"] = lens_after_crop(lens, upright_size(self.image), size)
-        elif self.image is not None and cameras is not None and cameras.intrinsics is not None:
+        elif self.image is not None and cameras is not None:
             whole = upright_size(self.image)
-            options["intrinsics"] = lens_after_crop(cameras.intrinsics_px(whole)[0], whole, size)
+            lenses = cameras.intrinsics_px(whole)
+            if lenses is not None:
+                options["intrinsics"] = lens_after_crop(lenses[0], whole, size)
         return options
 
     def plain(self) -> dict[str, Any]:

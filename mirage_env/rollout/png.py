@@ -38,7 +38,7 @@ def encode(picture: UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W"]) -> b
         [
             _SIGNATURE,
             _chunk(b"IHDR", header),
-            _chunk(b"IDAT", deflate.compress(rows) + deflate.flush()),
+            _chunk(b"IDAT", deflate.compress(rows.tobytes()) + deflate.flush()),
             _chunk(b"IEND", b""),
         ]
     )

@@ -80,8 +80,8 @@ def write(episodes: Iterable[StoredEpisode], out: Path, rows_a_file: int = ROWS_
         own: dict[str, _Sums] = {}
         for name, values in _rows(episode, len(about), total, tasks[task], fps, video, own).items():
             rows.setdefault(name, []).extend(values)
-        for name, values in own.items():
-            sums.setdefault(name, _Sums()).merge(values)
+        for name, found in own.items():
+            sums.setdefault(name, _Sums()).merge(found)
         place = {"chunk_index": file // 1000, "file_index": file % 1000}
         about.append({
             "episode_index": len(about), "tasks": [task], "length": len(actions),
@@ -144,6 +144,7 @@ class _Sums:
     def __init__(self) -> None:
         self.count = 0
         self.shape: tuple[int, ...] = ()
+        self.low = self.high = self.total = self.square = np.zeros(0)
 
     def add(self, values: np.ndarray, shape: tuple[int, ...] = (-1,)) -> _Sums:
         """Rows of values; statistics come out in `shape`."""
