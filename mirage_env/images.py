@@ -266,7 +266,7 @@ def _exif(picture: Image.Image) -> Image.Exif:
 
 
 def _upright(picture: Image.Image, exif: Image.Exif) -> Image.Image:
-    turn = _UPRIGHT.get(exif.get(_ORIENTATION))
+    turn = _UPRIGHT.get(exif.get(_ORIENTATION, 1))
     return picture if turn is None else picture.transpose(turn)
 
 
