@@ -231,6 +231,17 @@ def test_the_simulator_by_its_id_equals_sync() -> None:
     theirs.close()
 
 
+def test_upstream_vector_env_equal_in_worker_processes() -> None:
+    kwargs: dict[str, Any] = {"size": (40, 40), "family": "room", "scene_seed": 3, "max_episode_steps": 2}
+    env_id = "mirage_env:MirageSim-v0"  # with the module, for a process that starts anew
+    ours = gym.make_vec(env_id, num_envs=2, **kwargs)
+    theirs = gym.make_vec(env_id, 2, "async", vector_kwargs={"context": "spawn"}, **kwargs)
+    assert data_equivalence(ours.reset(seed=1), theirs.reset(seed=1), exact=True)
+    for action in actions(ours, 4):
+        assert data_equivalence(ours.step(action), theirs.step(action), exact=True)
+    theirs.close()
+
+
 def test_time_limits_reach_the_vector_environment() -> None:
     kwargs: dict[str, Any] = {"size": (40, 40), "family": "room", "scene_seed": 3}
     for asked, expected in (({}, 500), ({"max_episode_steps": 7}, 7), ({"max_episode_steps": -1}, None)):
