@@ -109,7 +109,7 @@ def test_heavy_imports_stay_in_their_adapters() -> None:
         "sam3": {"perception"},
         "lmdb": {"training"},
         "stable_baselines3": {"agents"},
-        "imageio_ffmpeg": {"artefacts"},
+        "imageio_ffmpeg": {"artefacts", "training"},
         "skimage": {"training", "evaluation"},
         "typer": {"cli"},
     }

@@ -167,6 +167,13 @@ class WanCodec(nn.Module):
         """Image latents of pictures in [-1, 1], each coded as a single frame (the mode of the posterior)."""
         return self.normalise(self.moments(images)[:, : self.channels])
 
+    def encode_video(self, videos: Float[Tensor, "b frames 3 H W"]) -> Float[Tensor, "b t c h w"]:
+        """Latents of videos of 1 + (t - 1) * temporal_stride frames; the first is the image latent of its frame."""
+        if self.frames_alone:
+            return self.encode(videos.flatten(0, 1)).unflatten(0, videos.shape[:2])
+        moments = self.vae.encode(videos.transpose(1, 2)).latent_dist.parameters
+        return self.normalise(moments[:, : self.channels].transpose(1, 2))
+
     def decode(self, latents: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b frames 3 H W"]:
         """Videos in [-1, 1] of 1 + (t - 1) * temporal_stride frames, each decoded afresh."""
         b, t = latents.shape[:2]
@@ -200,7 +207,7 @@ class WanCodec(nn.Module):
         x = z.contiguous(memory_format=torch.channels_last)[:, :, None]
         return unpatchify(self.vae.decoder(self.vae.post_quant_conv(x)), self.config.patch_size)[:, :, 0]
 
-    def normalise(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    def normalise(self, z: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
 

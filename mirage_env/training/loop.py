@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,10 +23,15 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.resources import revision
 from mirage_env.training.log import TrainingLog
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,15 @@ class LoopConfig:
     warmup: int = 200
     """Steps of linear warm-up."""
     decay: float = 0.5
-    """The last share of the steps, over which the rate falls linearly to zero."""
+    """The last share of the steps, over which the rate falls to zero."""
+    falls: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     gradient_clip: float = 1.0
     ema: float = 0.999
-    """Decay of the averaged weights, which are the ones validated and exported."""
+    """Decay of the averaged weights, which are the ones validated and exported; 0: no average is held."""
+    accumulate: int = 1
+    """How many batches add up to a step."""
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     log_every: int = 50
@@ -49,14 +57,18 @@ class LoopConfig:
     save_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 <= self.decay <= 1:
-            raise InvalidValueError(f"need steps >= 1 and 0 <= decay <= 1, got {self.steps} and {self.decay}")
+        if min(self.steps, self.accumulate) < 1 or not 0 <= self.decay <= 1:
+            raise InvalidValueError(
+                "need steps >= 1, accumulate >= 1 and 0 <= decay <= 1, got "
+                f"{self.steps}, {self.accumulate} and {self.decay}"
+            )
 
     def rate(self, step: int) -> float:
-        """Learning rate of `step`: warm-up, plateau, linear decay."""
+        """Learning rate of `step`: warm-up, plateau, decay."""
         warm = min(1.0, (step + 1) / max(1, self.warmup))
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return self.learning_rate * warm * min(1.0, left)
+        left = min(1.0, left)
+        return self.learning_rate * warm * (left if self.falls == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
 class Stage(ABC):
@@ -71,6 +83,10 @@ class Stage(ABC):
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def network(self) -> nn.Module:
+        """What is called with gradients, and so what is laid out over several devices."""
+        return self.model
 
     @abstractmethod
     def batch(self, generator: torch.Generator) -> Any:
@@ -100,41 +116,53 @@ def train(
     device: str = "cpu",
     stop_after_s: float = math.inf,
     report: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    accelerator: Accelerator | None = None,
 ) -> bool:
     """Trains until `config.steps` or for `stop_after_s` seconds; True when done, and then the weights are exported.
 
-    Call again with the same folder to go on where the last call (or the last save before a kill) left off.
+    Call again with the same folder to go on where the last call (or the last save before a kill) left off. With an
+    `accelerator` the network is laid out as its launcher says and every process draws batches of its own; their
+    gradients count together, and the first process writes.
     """
     # autocast brings bfloat16 to RMSNorm weights in float32: right, only not in one kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.ckpt.safetensors"
+    optimizer = torch.optim.AdamW(stage.parameters().values(), betas=config.betas, weight_decay=config.weight_decay)
+    rank, processes = 0, 1
+    if accelerator is not None:
+        if accelerator.prepare(stage.network(), optimizer)[0] is not stage.network():
+            raise InvalidValueError(
+                "several processes train by FSDP 2 alone; launch with envs_config/accelerate/fsdp.yaml"
+            )
+        rank, processes = accelerator.process_index, accelerator.num_processes
     parameters = stage.parameters()
-    optimizer = torch.optim.AdamW(parameters.values(), betas=config.betas, weight_decay=config.weight_decay)
-    ema = {n: p.detach().clone() for n, p in parameters.items()}
+    ema = {n: p.detach().clone() for n, p in parameters.items()} if config.ema else {}
     step, seconds = 0, 0.0
     if checkpoint.exists():
         step, seconds = _load(checkpoint, stage, parameters, ema, optimizer)
 
-    log = TrainingLog(folder, stage.name)
+    log = TrainingLog(folder, stage.name) if rank == 0 else None
     started = saved = time.monotonic()
     generator = torch.Generator(device)
     stage.model.train()
     while step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
-        generator.manual_seed(config.seed * 1_000_003 + step)
-        batch = stage.batch(generator)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-            losses = stage.losses(batch, generator)
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip)
+        for part in range(config.accumulate):
+            generator.manual_seed(config.seed * 1_000_003 + (step * config.accumulate + part) * processes + rank)
+            batch = stage.batch(generator)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
+                losses = stage.losses(batch, generator)
+            (losses["loss"] / config.accumulate).backward()
+        norm = _whole(nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip))
         if torch.isfinite(norm):  # one bad batch must not undo a night
             optimizer.step()
         step += 1
         blend = 1.0 - min(config.ema, step / (step + 10.0))
-        torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], blend)
+        if ema:
+            torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], blend)
 
         now = time.monotonic()
         elapsed = seconds + now - started
@@ -145,31 +173,61 @@ def train(
             }
             if step % config.validate_every == 0 or step == config.steps:
                 values |= _validate(stage, parameters, ema, log, step)
-            log.values(step, values)
-            report(step, values)
-        out_of_time = now - started > stop_after_s
-        if step == config.steps or out_of_time or now - saved > config.save_seconds:
-            _save(checkpoint, stage, config, step, elapsed, parameters, ema, optimizer)
+            if log is not None:
+                log.values(step, values)
+                report(step, values)
+        out_of_time, due = now - started > stop_after_s, now - saved > config.save_seconds
+        if accelerator is not None:  # clocks differ, and all must save together
+            out_of_time, due = _as_the_first(accelerator, out_of_time, due)
+        if step == config.steps or out_of_time or due:
+            _save(checkpoint, stage, config, step, elapsed, parameters, ema, optimizer, write=rank == 0)
             saved = now
         if out_of_time and step < config.steps:
-            log.close()
-            return False
-    log.close()
+            break
+    if log is not None:
+        log.close()
+    if step < config.steps:
+        return False
 
     with _swapped(parameters, ema), torch.no_grad():
         stage.model.eval()
         card = {"stage": stage.name, "steps": step, "seconds": round(seconds + time.monotonic() - started)}
-        stage.export(folder, card | {"loop": asdict(config), "metrics": stage.validate()})
+        card |= {"loop": asdict(config), "metrics": stage.validate()}
+        for module in stage.network().modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+        if rank == 0:
+            stage.export(folder, card)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
     return True
 
 
+def _as_the_first(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """What the first process says."""
+    from accelerate.utils import broadcast
+
+    return [bool(flag) for flag in broadcast(torch.tensor(flags, device=accelerator.device, dtype=torch.uint8))]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this process may hold a share; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _share(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor, laid out like another."""
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+
+
 def _validate(
-    stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], log: TrainingLog, step: int
+    stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], log: TrainingLog | None, step: int
 ) -> dict[str, float]:
     with _swapped(parameters, ema), torch.no_grad():
         stage.model.eval()
         metrics = stage.validate()
-        if (strip := stage.strip()) is not None:
+        if log is not None and (strip := stage.strip()) is not None:
             log.strip(step, strip)
         stage.model.train()
     return metrics
@@ -182,8 +240,9 @@ class _swapped:
         self.parameters, self.ema = parameters, ema
 
     def _swap(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data, self.ema[name] = self.ema[name], parameter.data
+        for name, average in self.ema.items():
+            parameter = self.parameters[name]
+            parameter.data, self.ema[name] = average, parameter.data
 
     def __enter__(self) -> None:
         self._swap()
@@ -201,6 +260,7 @@ def _save(
     parameters: dict[str, nn.Parameter],
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    write: bool,
 ) -> None:
     tensors = {f"model.{n}": p.detach() for n, p in parameters.items()} | {f"ema.{n}": t for n, t in ema.items()}
     for n, p in parameters.items():
@@ -214,9 +274,11 @@ def _save(
         "config": asdict(config),
         "revision": revision(),
     }
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"mirage": json.dumps(metadata)})
-    os.replace(temporary, path)
+    tensors = {k: _whole(v).contiguous() for k, v in tensors.items()}
+    if write:
+        temporary = path.with_suffix(".tmp")
+        save_file(tensors, temporary, {"mirage": json.dumps(metadata)})
+        os.replace(temporary, path)
 
 
 def _load(
@@ -241,8 +303,10 @@ def _load(
     if metadata.get("codec_hash") != stage.codec_hash:
         raise WeightsError(f"the checkpoint {path} was trained on the latents of another codec; use another folder")
     for n, p in parameters.items():
-        p.data.copy_(stored[f"model.{n}"])
-        ema[n].copy_(stored[f"ema.{n}"])
+        p.data.copy_(_share(stored[f"model.{n}"], p))
+        if ema:
+            ema[n].copy_(_share(stored[f"ema.{n}"], p))
         prefix = f"optimizer.{n}."
-        optimizer.state[p] = {k[len(prefix) :]: v.to(p.device) for k, v in stored.items() if k.startswith(prefix)}
+        of_p = {k[len(prefix) :]: v for k, v in stored.items() if k.startswith(prefix)}
+        optimizer.state[p] = {k: _share(v, p) if v.dim() else v.to(p.device) for k, v in of_p.items()}
     return metadata["step"], metadata["seconds"]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, get_type_hints
+from typing import ClassVar, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
+from mirage_env.training.full_size import AdapterRecipe, run_adapter_stage
 from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, Stage, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
@@ -84,6 +85,7 @@ class TrainingData:
 class Recipe:
     """A folder in `envs_config/train/`: one YAML for the data, one for each stage that learns."""
 
+    stages: ClassVar[tuple[str, ...]] = STAGES
     data: TrainingData
     codec: CodecTraining
     perception: PerceptionTraining
@@ -92,23 +94,29 @@ class Recipe:
     finetune: WalkTraining
 
 
-def load_recipe(source: str | Path) -> Recipe:
-    """A recipe by its name in `envs_config/train`, or from the path of a folder."""
+def load_recipe(source: str | Path) -> Recipe | AdapterRecipe:
+    """A recipe by its name in `envs_config/train`, or from the path of a folder; with `adapter.yaml`, at full size."""
     folder = ENVS_CONFIG / "train" / source
-    if not (folder / "data.yaml").is_file():
+    if not _is_recipe(folder):
         folder = Path(source).expanduser()
-    if not (folder / "data.yaml").is_file():
-        known = (path.parent.name for path in (ENVS_CONFIG / "train").glob("*/data.yaml"))
+    if not _is_recipe(folder):
+        known = (path.name for path in (ENVS_CONFIG / "train").iterdir() if _is_recipe(path))
         raise UnknownNameError("recipe", str(source), known)
-    parts = get_type_hints(Recipe)
-    return Recipe(**{name: load_config(folder / f"{name}.yaml", cls) for name, cls in parts.items()})
+    cls = AdapterRecipe if (folder / "adapter.yaml").is_file() else Recipe
+    parts = {name: part for name, part in get_type_hints(cls).items() if name != "stages"}
+    return cls(**{name: load_config(folder / f"{name}.yaml", part) for name, part in parts.items()})
+
+
+def _is_recipe(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("data.yaml", "adapter.yaml"))
 
 
 def run_stage(
     stage: str,
-    recipe: Recipe,
+    recipe: Recipe | AdapterRecipe,
     folder: Path,
     photos: Path | None = None,
+    data: Path | None = None,
     device: str = "cpu",
     stop_after_s: float = math.inf,
     report: Report = lambda done, total, values: None,
@@ -116,9 +124,12 @@ def run_stage(
     """Runs one stage in `folder`, going on where it was cut off; True when it is whole.
 
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
+    `data` is the store of videos that an adapter learns from, see `run_adapter_stage`.
     The trained weights lie in `folder` as codec.safetensors, perception.safetensors and, each a whole denoiser and
     better than the one before, refiner.safetensors, denoiser.safetensors and finetune.safetensors.
     """
+    if isinstance(recipe, AdapterRecipe):
+        return run_adapter_stage(stage, recipe, folder, data, device, stop_after_s, report)
     if stage not in STAGES:
         raise UnknownNameError("training stage", stage, STAGES)
     preset = load_config(recipe.data.preset, Preset)

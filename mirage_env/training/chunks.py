@@ -1,0 +1,195 @@
+"""Chunks cut out of clips as a rollout would meet them: what every training of a denoiser draws from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, make_condition
+from mirage_env.errors import InvalidValueError
+from mirage_env.memory.depth_grid import depth_to_grid
+from mirage_env.memory.protocol import ChunkRecord, Memory, PastFrames
+from mirage_env.memory.recall import recall
+from mirage_env.training.clips import DYNAMIC, SKY
+from mirage_env.training.loop import Stage
+from mirage_env.types import Cameras, Readout
+
+
+@dataclass(frozen=True)
+class ChunkConfig:
+    batch: int = 8
+    chunks: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of target frames, drawn evenly a batch."""
+    keyframe_stride: int = 4
+    history_noise: float = 0.1
+    """At most this much noise on tokens and clean frames, untold, as a rollout's own errors would put there."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """t latent frames and what is known of them. Depth, masks and pictures are those of every `key_stride`-th."""
+
+    cameras: Cameras
+    """At pixel resolution."""
+    latents: Float[Tensor, "t c h w"]
+    """The truth."""
+    held: Float[Tensor, "t c h w"]
+    """As a rollout would hold them: keyframes as image latents."""
+    depth_m: Float[np.ndarray, "k H W"]
+    masks: UInt8[np.ndarray, "k H W"]
+    """Bits `SKY` and `DYNAMIC`."""
+    rgb: UInt8[np.ndarray, "k H W 3"]
+    text: Float[Tensor, "1 l d"] | None = None
+    """The caption's embedding, where the backbone reads words."""
+
+
+@runtime_checkable
+class ClipSource(Protocol):
+    """Clips of equal length and size."""
+
+    frames: int
+    """Latent frames of a clip."""
+    key_stride: int
+    """Every how many-th frame may be a keyframe."""
+
+    def __len__(self) -> int: ...
+
+    def overlaps(self, targets: int) -> Sequence[int]:
+        """The frames after which a chunk of so many targets may come."""
+
+    def clip(self, index: int, rng: np.random.Generator | None) -> Clip:
+        """One clip; without `rng` nothing about it is left to chance."""
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """A clip, and what a rollout along it would know before its next chunk; frames count from the clip's first."""
+
+    cameras: Cameras
+    """Of every frame, at latent resolution."""
+    latents: Float[Tensor, "t c h w"]
+    """The truth."""
+    history: Float[Tensor, "t c h w"]
+    """The same as the rollout holds them, with its errors."""
+    references: PastFrames
+    """Past frames that saw what the targets will see, the best first."""
+    readout: Readout
+    """The memory as the overlap frame, the targets and the preceding frames see it."""
+    context: Float[Tensor, "l d"] | None
+    """What else it has to say."""
+    text: Float[Tensor, "1 l d"] | None
+
+
+class ChunkStage(Stage):
+    """Trains a denoiser on all clips but the last `held_out` of each source, which validate."""
+
+    model: Denoiser
+
+    def __init__(
+        self,
+        model: Denoiser,
+        loss: ChunkConfig,
+        memory: Memory,
+        sources: Sequence[ClipSource],
+        held_out: int,
+        device: torch.device | str,
+    ):
+        self.model, self.loss, self.sources, self.held_out = model.to(device), loss, sources, held_out
+        self.config, self.memory, self.device = model.config, memory, torch.device(device)
+        for source in sources:
+            if loss.keyframe_stride % source.key_stride:
+                raise InvalidValueError(
+                    f"the clips know every {source.key_stride}-th frame, which keyframe_stride {loss.keyframe_stride} "
+                    "is no multiple of; set it to one"
+                )
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Those of the denoiser, and those of the memory, which learns from the same loss."""
+        if not isinstance(self.memory, nn.Module):
+            return super().parameters()
+        of_memory = {f"memory.{n}": p for n, p in self.memory.named_parameters() if p.requires_grad}
+        return super().parameters() | of_memory
+
+    def network(self) -> nn.Module:
+        return self.model.transformer
+
+    def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
+        rng = np.random.default_rng(generator.initial_seed())
+        shares = np.array([len(source) * source.frames for source in self.sources], dtype=float)
+        which = int(rng.choice(len(self.sources), p=shares / shares.sum()))
+        n = int(rng.choice(self.loss.chunks))
+        overlaps = self.sources[which].overlaps(n)
+        overlap = overlaps[int(rng.integers(0, len(overlaps)))]
+        clips = rng.integers(0, len(self.sources[which]) - self.held_out, self.loss.batch)
+        return self.chunks(which, clips, overlap, n, rng)
+
+    @abstractmethod
+    def losses(
+        self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"]], generator: torch.Generator
+    ) -> dict[str, Tensor]: ...
+
+    def chunks(
+        self, which: int, clips: np.ndarray, overlap: int, n: int, rng: np.random.Generator | None
+    ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
+        """Condition and clean latents of the n frames after frame `overlap`; no noise and no choice without `rng`."""
+        worlds = [self._world(which, int(clip), overlap, n, rng) for clip in clips]
+        count = min(len(world.references.latents) for world in worlds)
+        past, coming = slice(max(0, overlap - self.config.preceding), overlap + 1), slice(overlap + 1, overlap + 1 + n)
+        conditions = []
+        for world in worlds:
+            references = world.references[:count]
+            conditions.append(
+                make_condition(
+                    world.readout,
+                    world.cameras[coming],
+                    world.history[past],
+                    world.cameras[past],
+                    references.latents,
+                    references.cameras,
+                    world.context,
+                    world.text,
+                )
+            )
+        targets = torch.stack([world.latents[coming] for world in worlds])
+        return ChunkCondition.cat(conditions).to(self.device), targets.to(self.device)
+
+    def _world(self, which: int, index: int, overlap: int, n: int, rng: np.random.Generator | None) -> _Rollout:
+        """The clip as a rollout that has come to frame `overlap` meets it."""
+        source = self.sources[which]
+        clip = source.clip(index, rng)
+        h, w = clip.latents.shape[2:]
+        grid_cameras, history = clip.cameras.resized((h, w)), clip.held
+        if rng is not None:
+            noise = torch.from_numpy(rng.standard_normal(history.shape, dtype=np.float32))
+            history = history + float(rng.uniform(0, self.loss.history_noise)) * noise
+        keys = torch.tensor(sorted({0, *range(overlap, -1, -self.loss.keyframe_stride)}))
+        if rng is not None and rng.random() < 0.3:  # worlds that have seen little
+            keys = keys[-1:]
+        rows = (keys // source.key_stride).numpy()
+        depth = torch.from_numpy(clip.depth_m[rows].astype(np.float32))
+        masks = torch.from_numpy(np.array(clip.masks[rows]))
+        sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
+        rgb = torch.from_numpy(np.array(clip.rgb[rows]))
+        record = ChunkRecord(history[keys], depth, sky, dynamic, clip.cameras[keys], rgb)
+        state = self.memory.write(self.memory.empty(history.shape[1]), record)
+        views = torch.cat(
+            [torch.arange(overlap, overlap + 1 + n), torch.arange(max(0, overlap - self.config.preceding), overlap)]
+        )
+        reading = self.memory.read(state, grid_cameras[views])
+        readout = reading.grid or Readout.blank(grid_cameras[views], history.shape[1])
+        count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
+        if reading.frames is None:
+            past = keys[:-1]
+            grid = depth_to_grid(depth[:-1], masks[:-1] == 0, (h, w))
+            chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
+            references = PastFrames(history[chosen], grid_cameras[chosen])
+        else:
+            references = reading.frames[:count]
+        return _Rollout(grid_cameras, clip.latents, history, references, readout, reading.tokens, clip.text)
