@@ -46,7 +46,7 @@ def load_memory(path: str | Path, memory: Memory, codec: str) -> Any:
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"the saved memory {source} is damaged ({reason}); save it again") from None
-    if about.get("format") != _FORMAT:
+    if not isinstance(about, dict) or about.get("format") != _FORMAT or not {"memory", "codec"} <= about.keys():
         raise WeightsError(f"{source} holds no memory that this version wrote; pass a file of save_memory")
     if about["memory"] != memory.config.kind:
         raise WeightsError(

@@ -89,7 +89,7 @@ def test_an_unreachable_goal_is_refused_and_the_episode_goes_on(env: Any) -> Non
 
 
 def test_only_this_task_takes_a_goal(box_room: Callable[..., Any]) -> None:
-    with pytest.raises(UnknownNameError, match='unknown reset option "goal"; known are world_from_camera'):
+    with pytest.raises(UnknownNameError, match='unknown reset option "goal"; known are world, world_from_camera'):
         box_room().reset(options={"goal": (0.0, 1.0)})
 
 

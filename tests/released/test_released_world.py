@@ -130,7 +130,9 @@ def test_offloading_changes_no_number(make_preset, free, how):
 
 
 def test_the_environment_runs_it(make_preset, free):
-    env = gymnasium.make("Mirage-v0", preset=make_preset(**free), size=SIZE, chunk=1, device="cpu", prompt="a walk")
+    env = gymnasium.make(
+        "Mirage-v0", preset=make_preset(**free), size=SIZE, obs=("rgb", "depth"), chunk=1, device="cpu", prompt="a walk"
+    )
     observation, _ = env.reset(seed=0)
     observation, *_ = env.step(env.action_space.sample())
     assert observation["rgb"].shape == (*SIZE, 3) and np.isfinite(observation["depth"]).all()
