@@ -80,7 +80,7 @@ def demo(
     if image == "room":
         out.print("\nNext, your own picture:  [bold]mirage-env demo --image my.jpg[/]  (or make demo IMAGE=my.jpg)")
     else:
-        out.print("\nNext, walk in it yourself:  [bold]python examples/quickstart.py[/]")
+        out.print("\nNext, walk in it yourself:  [bold].venv/bin/python examples/quickstart.py[/]")
 
 
 @app.command()
@@ -333,7 +333,10 @@ def eval_run(
         list[str] | None, typer.Option(help="NAME=FOLDER of weights trained otherwise, as one more row; repeatable.")
     ] = None,
     inputs: Annotated[
-        Path | None, typer.Option(help="Instead of a suite: recorded pictures with cameras (see docs/evaluation.md).")
+        Path | None,
+        typer.Option(
+            help="Instead of a suite: recorded pictures with cameras: a camera file of RealEstate10K or JSON."
+        ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="With --inputs: where the pictures lie, if not beside.")] = None,
     metres_per_unit: Annotated[float, typer.Option(help="With --inputs: the scale of their translations.")] = 1.0,
