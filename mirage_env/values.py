@@ -94,7 +94,8 @@ class StoredValues:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise SavedWorldError(f"{self.path} is no world that this version of mirage-env saved")
-            self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # copies: what safetensors hands out is the file itself, and that may be replaced or cut short any time
+            self._tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
             self._packed: dict[str, Any] = json.loads(metadata["values"])
             self.about: dict[str, Any] = json.loads(metadata["about"])
 

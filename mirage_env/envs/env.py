@@ -30,7 +30,14 @@ from mirage_env.envs.registration import PlainSpec
 from mirage_env.envs.snapshots import Snapshot, identity, task_name
 from mirage_env.envs.untaken import Untaken
 from mirage_env.envs.world import Advance, Begin, Draft, Need, SceneSpec, Walk, World, answer
-from mirage_env.errors import InvalidValueError, UnknownNameError, check_array, check_count, check_number
+from mirage_env.errors import (
+    InvalidValueError,
+    SavedWorldError,
+    UnknownNameError,
+    check_array,
+    check_count,
+    check_number,
+)
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
 from mirage_env.lockstep import in_step
 from mirage_env.types import Cameras, Frames
@@ -164,7 +171,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
                 raise InvalidValueError(f'up must be "auto" or a vector in camera axes, got "{up}"')
             up = (0.0, -1.0, 0.0)
         self.start = actions.pose_from_up(up)
-        self._intrinsics = None if intrinsics is None else _check_intrinsics(intrinsics)
+        self._intrinsics = None if intrinsics is None else _check_intrinsics(intrinsics, source.size)
         self._fov_deg = None if fov_deg == "auto" else check_number("fov_deg", fov_deg, 1.0, 170.0)
 
         self._episode: Episode | None = None
@@ -188,7 +195,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
 
         `given` is a K (3, 3) in pixels for this episode alone.
         """
-        own = self._intrinsics if given is None else _check_intrinsics(given)
+        own = self._intrinsics if given is None else _check_intrinsics(given, self.world.size)
         if own is not None:
             intrinsics, source = own.clone(), "intrinsics"
         else:
@@ -233,16 +240,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         self, seed: int | None = None, options: Mapping[str, Any] | None = None, skipped: int = 0
     ) -> Walk[tuple[Any, dict[str, Any]]]:
         """`reset` as a walk; the first chunk is `skipped` steps shorter."""
+        options = self.check_options(options)
         super().reset(seed=seed)
-        options = options or {}
-        known = (*self.reset_options, *getattr(self.task, "reset_options", ()))
-        for name in options:
-            if name not in known:
-                raise UnknownNameError("reset option", name, known)
         saved = options.get("world", self._begins_in)
-        more = [name for name in self.reset_options if name in options and name not in WalkEnv.reset_options]
-        if options.get("world") is not None and more:
-            raise InvalidValueError(f"a saved world has a scene of its own; leave out either world or {more[0]}")
+        more = self._of_scene(options)
         if saved is None or more:
             saved = None
             scene, about = self.scene(options)
@@ -283,6 +284,22 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         moment = self._moment(episode, episode, None, seen, options)
         self._episode = replace(episode, task=self.task.begin(moment, self.np_random))
         return self._observe(self._episode, moment), self._info(self._episode, moment, {})
+
+    def check_options(self, options: Any) -> Mapping[str, Any]:
+        """The options of a reset; raises UnknownNameError or InvalidValueError, and nothing has changed then."""
+        options = {} if options is None else options
+        if not isinstance(options, Mapping):
+            raise InvalidValueError(f"reset options must be a mapping of names to values, got {options!r}")
+        known = (*self.reset_options, *getattr(self.task, "reset_options", ()))
+        for name in options:
+            if name not in known:
+                raise UnknownNameError("reset option", name, known)
+        if options.get("world") is not None and (more := self._of_scene(options)):
+            raise InvalidValueError(f"a saved world has a scene of its own; leave out either world or {more[0]}")
+        return options
+
+    def _of_scene(self, options: Mapping[str, Any]) -> list[str]:
+        return [name for name in self.reset_options if name in options and name not in WalkEnv.reset_options]
 
     def stepping(self, action: Any) -> Walk[tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]]:
         """`step` as a walk."""
@@ -383,11 +400,26 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """
         snapshot = self.load(snapshot)
         snapshot.check_task(self.task)
-        self._episode, self._closed = snapshot.episode, False
-        self.np_random.bit_generator.state = dict(snapshot.np_random)
+        episode = snapshot.episode
+        if episode.pending and len(episode.pending) >= self.chunk:
+            raise SavedWorldError(
+                f"this snapshot was taken {len(episode.pending)} steps into a chunk, but here chunk is {self.chunk}; "
+                f"make the environment with a chunk of at least {len(episode.pending) + 1}"
+            )
+        bits = type(self.np_random.bit_generator)()
+        try:
+            bits.state = dict(snapshot.np_random)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SavedWorldError(
+                f"the random numbers of this snapshot are none that can go on here ({error}); take another snapshot"
+            ) from None
+        moment = self._moment(episode, episode, None, None, {})
+        seen, info = self._observe(episode, moment), self._info(episode, moment, {})
+
+        self._episode, self._closed = episode, False
+        self.np_random.bit_generator.state = bits.state
         self._untaken = Untaken(self._sharers)
-        moment = self._moment(self._episode, self._episode, None, None, {})
-        return self._observe(self._episode, moment), self._info(self._episode, moment, {})
+        return seen, info
 
     def fork(self, count: int) -> list[WalkEnv]:
         """Environments that go on from this moment, each by itself; what they have in common is held once.
@@ -549,10 +581,22 @@ def _on_cpu(frames: Frames) -> Frames:
     )
 
 
-def _check_intrinsics(intrinsics: Any) -> Float[Tensor, "3 3"]:
+def _check_intrinsics(intrinsics: Any, size: tuple[int, int]) -> Float[Tensor, "3 3"]:
     matrix = torch.from_numpy(check_array("intrinsics", intrinsics, (3, 3)).copy())
-    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-        raise InvalidValueError("intrinsics must be a K (3, 3) in pixels with positive focal lengths")
+    if matrix[2].tolist() != [0.0, 0.0, 1.0]:
+        raise InvalidValueError(f"intrinsics must be a K (3, 3) whose last row is 0 0 1, got {matrix[2].tolist()}")
+    (height, width), longer = size, max(size)
+    for name, value, low, high in (
+        ("focal length fx", matrix[0, 0], 0.05 * longer, 50.0 * longer),
+        ("focal length fy", matrix[1, 1], 0.05 * longer, 50.0 * longer),
+        ("centre cx", matrix[0, 2], 0.0, width),
+        ("centre cy", matrix[1, 2], 0.0, height),
+    ):
+        if not low <= float(value) <= high:
+            raise InvalidValueError(
+                f"the {name} of intrinsics must be {low:g} to {high:g} pixels in a picture of {height} x {width}, "
+                f"got {float(value):g}"
+            )
     return matrix
 
 

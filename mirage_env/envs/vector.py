@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -79,6 +79,8 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         """Begins an episode in every environment, or in those of `options["reset_mask"]`."""
         seeds = self._seeds(seed)
         chosen, own = self._chosen(options)
+        for i in chosen:
+            self.envs[i].check_options(own[i])
         if len(chosen) == self.num_envs:
             self._clock = 0
         infos: dict[str, Any] = {}
@@ -193,6 +195,8 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
     def _chosen(self, options: dict[str, Any] | None) -> tuple[list[int], list[dict[str, Any]]]:
         """Which environments to reset, and the options of every one."""
+        if options is not None and not isinstance(options, Mapping):
+            raise InvalidValueError(f"reset options must be a mapping of names to values, got {options!r}")
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
         chosen = np.ones(self.num_envs, bool) if mask is None else mask

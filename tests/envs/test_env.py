@@ -344,7 +344,10 @@ def test_map(box_room: MakeEnv) -> None:
             InvalidValueError,
             r"intrinsics must have shape \(3, 3\)",
         ),
-        ({"intrinsics": np.zeros((3, 3))}, InvalidValueError, "positive focal lengths"),
+        ({"intrinsics": np.zeros((3, 3))}, InvalidValueError, "whose last row is 0 0 1, got"),
+        ({"intrinsics": np.diag([40.0, -1.0, 1.0])}, InvalidValueError, "focal length fy of intrinsics must be 2 to 2"),
+        ({"intrinsics": np.diag([1e9, 40.0, 1.0])}, InvalidValueError, r"fx .* 32 x 40, got 1e.09"),
+        ({"intrinsics": [[40, 0, 41], [0, 40, 16], [0, 0, 1]]}, InvalidValueError, "cx of intrinsics must be 0 to 40"),
         ({"depth_range_m": (5.0, 1.0)}, InvalidValueError, "depth_range_m must be"),
     ],
 )
@@ -381,11 +384,15 @@ def test_order_of_calls(box_room: MakeEnv) -> None:
 
 
 def test_bad_reset_options_leave_the_episode(box_room: MakeEnv) -> None:
-    env = box_room()
+    env = box_room(chunk=3)
     env.reset(seed=0)
-    before = env.snapshot()[0]
+    env.step(AHEAD)
+    before, numbers = env.snapshot()[0], env.np_random.bit_generator.state
     with pytest.raises(UnknownNameError, match='unknown reset option "sed"; known are world, world_from_camera'):
-        env.reset(options={"sed": 1})
+        env.reset(seed=1, options={"sed": 1})
+    with pytest.raises(InvalidValueError, match="reset options must be a mapping of names to values, got 5"):
+        env.check_options(5)
+    assert env.np_random.bit_generator.state == numbers
     with pytest.raises(InvalidValueError, match=r"world_from_camera must have shape \(4, 4\), got \(3, 3\)"):
         env.reset(options={"world_from_camera": np.eye(3)})
     with pytest.raises(InvalidValueError, match="is not rigid"):

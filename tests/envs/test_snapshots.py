@@ -139,6 +139,18 @@ def test_what_does_not_fit_is_told(box_room: MakeEnv, tmp_path: Path) -> None:
     with pytest.raises(SavedWorldError, match="with preset another, but here preset is mirage-tiny"):
         world.restore(foreign)
 
+    half = box_room(chunk=3)
+    half.reset(seed=0)
+    walk(half, actions(half, 2))
+    short = box_room(chunk=2)
+    short.reset(seed=0)
+    before = short.snapshot().episode
+    with pytest.raises(SavedWorldError, match=r"2 steps into a chunk, but here chunk is 2; make .* at least 3"):
+        short.restore(half.snapshot())
+    with pytest.raises(SavedWorldError, match="the random numbers of this snapshot are none that can go on here"):
+        half.restore(half.snapshot()._replace(np_random={}))
+    assert short.snapshot().episode is before
+
     mine = box_room(task=Lottery())
     mine.reset(seed=0)
     with pytest.raises(InvalidValueError, match=r"a Generator cannot be saved; a state is made of"):
