@@ -159,7 +159,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
         ),
         (
             ["--recipe", "mirage-tny"],
-            'unknown recipe "mirage-tny"; known are mirage-tiny, smoke; did you mean "mirage-tiny"?',
+            'unknown recipe "mirage-tny"; known are mirage-tiny, smoke, wan2.2-ti2v-5b; did you mean "mirage-tiny"?',
         ),
         (["codec", "--device", "tpu"], 'device must be auto, cpu or an available cuda, got "tpu"; use cpu'),
     ],
