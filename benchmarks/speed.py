@@ -38,7 +38,7 @@ PARTS = {
     "depth": ("perception", "forward"),
     "encode": ("codec", "encode"),
     "write": ("memory", "write"),
-    "drafts": (None, "draft"),
+    "drafts": (None, "draft_many"),
 }
 """Part of a chunk -> (attribute of the world model, its method). What a draft reads and decodes counts as draft."""
 IMPORT = "import time; start = time.perf_counter(); import mirage_env; print(time.perf_counter() - start)"
