@@ -52,16 +52,18 @@ def demo(
     [dim]mirage-env demo --image kitchen.jpg --out kitchen --trajectory look-around[/]
     """
     from mirage_env.artefacts import prepare_folder, write_walk
+    from mirage_env.config import load_config
     from mirage_env.demo import trajectory as poses_of
+    from mirage_env.errors import check_count
     from mirage_env.images import load_image
+    from mirage_env.world_model import Preset, generate, load_world
 
     height_width = parse_size(size)
+    check_count("seed", seed, least=0)
+    load_config(preset, Preset)
     poses = poses_of(trajectory, frames)
     source = load_image(image, height_width)  # a bad picture or folder is told before the models load
     target = prepare_folder(folder)
-
-    from mirage_env.world_model import generate, load_world
-
     load_world(preset, height_width, device)
     with _Meter("generating", frames) as meter:
         episode = generate(

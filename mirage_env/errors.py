@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+MOST_PIXELS = 4096
+"""The longest side of a frame."""
+
 
 class MirageError(Exception):
     """Base of every error this package raises for a caller's mistake; the command line prints it and exits with 2."""
@@ -65,13 +68,15 @@ def check_size(size: Any) -> tuple[int, int]:
         height, width = (check_count("size", side) for side in sides)
     except (TypeError, ValueError):
         raise InvalidValueError(f"size must be two whole numbers (H, W) of pixels, got {size!r}") from None
+    if max(height, width) > MOST_PIXELS:
+        raise InvalidValueError(f"size must be at most {MOST_PIXELS} pixels a side, got {size!r}")
     return height, width
 
 
 def check_array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """The value as finite float32 of `shape` (-1 is any length), or `InvalidValueError`."""
     try:
-        array = np.asarray(value, np.float32)
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float32)
     except (TypeError, ValueError):
         raise InvalidValueError(f"{name} must be numbers of shape {shape}, got {type(value).__name__}") from None
     if array.ndim != len(shape) or any(want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)):

@@ -164,8 +164,11 @@ def load_depth(source: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "
 
 def _find(source: str | Path) -> Path:
     path = Path(source).expanduser()
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise ImageError(f"no picture at {str(source)[:80]} ({error.strerror}); give the path of a picture") from None
     if path.is_dir():
         raise ImageError(f"{source} is a folder; name one picture inside it")
     if isinstance(source, str) and path.name == source and not path.suffix:

@@ -676,7 +676,7 @@ def generate(
     fov_deg: float | Literal["auto"] = "auto",
     camera_height_m: float = 1.2,
     device: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Any = None,
 ) -> Episode:
     """Walks through a picture without gym.
 
@@ -686,6 +686,8 @@ def generate(
     """
     from mirage_env.images import load_image
 
+    if progress is not None and not callable(progress):
+        raise InvalidValueError(f"progress must be a function of (done, total), got {progress!r}")
     size, chunk, seed = check_size(size), check_count("chunk", chunk), check_count("seed", seed, least=0)
     height = check_number("camera_height_m", camera_height_m, 0.05, 100.0)
     given = None if fov_deg == "auto" else check_number("fov_deg", fov_deg, 1.0, 170.0)

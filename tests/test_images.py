@@ -247,3 +247,8 @@ def test_builtin_pictures() -> None:
     assert total < 1_500_000
     with pytest.raises(UnknownNameError, match=r'unknown built-in image "temle"; known are .*did you mean "temple"\?'):
         load_image("temle")
+
+
+def test_a_name_too_long_for_a_file_is_told():
+    with pytest.raises(ImageError, match=r"no picture at x{80} "):
+        load_image("x" * 5000)

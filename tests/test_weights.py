@@ -51,3 +51,11 @@ def test_weights_that_are_not_finite_are_damaged(tmp_path):
     save_weights(tmp_path / "part.safetensors", layer, {"kind": "depth"})
     with pytest.raises(WeightsError, match="is damaged: bias holds numbers that are not finite"):
         load_weights(tmp_path / "part.safetensors", nn.Linear(3, 2), "depth")
+
+
+def test_a_card_that_is_no_mapping_is_foreign(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", {"card": "5"})
+    with pytest.raises(WeightsError, match="no card inside"):
+        read_card(tmp_path / "x.safetensors")

@@ -132,7 +132,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         chunk: int = 1,
         feedback: str = "draft",
         task: Any = "free",
-        task_kwargs: Mapping[str, Any] | None = None,
+        task_kwargs: Any = None,
         collision: str = "slide",
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
@@ -153,6 +153,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         self.obs = obs if isinstance(obs, str) else observations.parse_names(obs)
         layout = observations.Layout(source.size, source.latent_size, self.depth_range_m)
         self.observation_space = observations.observation_space(obs, layout)
+        if task_kwargs is not None and not isinstance(task_kwargs, Mapping):
+            raise InvalidValueError(f"task_kwargs must be a mapping of names to values, got {task_kwargs!r}")
         self.task = tasks.make_task(task, **(task_kwargs or {}))
         if "goal" in observations.parse_names(obs) and not hasattr(self.task, "goal"):
             raise InvalidValueError('the observation "goal" needs a task with a goal; this task has none')

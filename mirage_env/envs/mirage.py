@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,11 @@ def usable_pictures(pool: Sequence[Any], size: tuple[int, int]) -> list[Any]:
     return usable
 
 
-def picture_pool(images: str | Path | Sequence[Any]) -> list[Any]:
+def picture_pool(images: Any) -> list[Any]:
     """The pictures that `images` names, in a stable order; raises ImageError when there are none."""
     if not isinstance(images, (str, Path)):
+        if not isinstance(images, Iterable):
+            raise ImageError(f"images must be a folder, a text file or a list of pictures, got {images!r}")
         pool = list(images)
     elif (path := Path(images).expanduser()).is_dir():
         pool = sorted(str(file) for file in path.glob("[!.]*") if file.suffix.lower() in PICTURE_SUFFIXES)

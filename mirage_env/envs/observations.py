@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +134,11 @@ OBSERVATIONS: dict[str, Observation] = {
 """
 
 
-def parse_names(obs: str | Sequence[str]) -> tuple[str, ...]:
+def parse_names(obs: Any) -> tuple[str, ...]:
     """The names in `obs`; raises UnknownNameError for an unknown one, InvalidValueError for none or a repeated one."""
-    names = (obs,) if isinstance(obs, str) else tuple(obs)
+    names = (obs,) if isinstance(obs, str) else tuple(obs) if isinstance(obs, Iterable) else ()
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidValueError(f"obs must be one name or several, got {obs!r}; known are {', '.join(OBSERVATIONS)}")
     for name in names:
         if name not in OBSERVATIONS:
             raise UnknownNameError("observation", name, OBSERVATIONS)
@@ -160,10 +162,14 @@ def observe(obs: str | Sequence[str], view: View) -> Any:
     return {name: OBSERVATIONS[name].build(view) for name in obs}
 
 
-def check_depth_range(depth_range_m: Sequence[float]) -> tuple[float, float]:
+def check_depth_range(depth_range_m: Any) -> tuple[float, float]:
     """(near, far) in metres, 0 <= near < far, finite; raises InvalidValueError."""
-    if len(depth_range_m) != 2 or not 0 <= depth_range_m[0] < depth_range_m[1] < math.inf:
+    try:
+        near, far = (float(end) for end in depth_range_m)
+    except (TypeError, ValueError):
+        near = far = math.nan
+    if not 0 <= near < far < math.inf:
         raise InvalidValueError(
             f"depth_range_m must be (near, far) in metres with 0 <= near < far, got {depth_range_m!r}"
         )
-    return float(depth_range_m[0]), float(depth_range_m[1])
+    return near, far

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_origin, get_type_hints
 
 from mirage_env.envs.tasks import Sum
 from mirage_env.envs.world import World
@@ -63,10 +63,19 @@ def load(path: str | Path, world: World, task: Any, episode_class: type[Any]) ->
     Raises SavedWorldError where there is none, or one of another world.
     """
     stored = StoredValues(path)
-    saved = Snapshot(None, {}, stored.about["world"], stored.about["task"])  # type: ignore[arg-type]
+    about = stored.about if isinstance(stored.about, dict) else {}
+    saved = Snapshot(None, {}, about.get("world", {}), about.get("task", ""))  # type: ignore[arg-type]
+    if not isinstance(saved.world, dict) or not saved.world or not isinstance(saved.task, str):
+        raise SavedWorldError(f"the saved world {path} is damaged or none (it does not say which world it is of)")
     saved.check_world(world)
     classes = classes_in(episode_class, *_state_classes(world))
     episode, np_random = stored.read("episode", classes), stored.read("np_random", {})
+    if not isinstance(episode, episode_class) or not isinstance(np_random, dict):
+        raise SavedWorldError(f"the saved world {path} is damaged or none (it holds no episode)")
+    for name, kind in get_type_hints(episode_class).items():
+        kind = get_origin(kind) or kind
+        if isinstance(kind, type) and not isinstance(value := getattr(episode, name), kind):
+            raise SavedWorldError(f"the saved world {path} is damaged or none (its {name} is {type(value).__name__})")
     if saved.task == task_name(task):
         episode = replace(episode, task=stored.read("task", classes_in(getattr(task, "state_class", None))))
     if (place := getattr(world, "placed", None)) is not None:

@@ -107,8 +107,8 @@ class Explore:
     The second sighting protects from rewarding noise. With `chunk=n` the reward comes when the chunk is generated.
     """
 
-    def __init__(self, scale: float = 1.0):
-        self.scale = float(scale)
+    def __init__(self, scale: Any = 1.0):
+        self.scale = check_number("scale", scale, -1e6, 1e6)
 
     def begin(self, moment: Moment, np_random: np.random.Generator) -> None:
         return None
@@ -162,7 +162,9 @@ class PointGoal:
         self.radius_m = check_number("radius_m", radius_m, 0.0, 10.0)
         self.most_m = check_number("most_m", most_m, 0.0, 100.0)
         self.least_m = check_number("least_m", least_m, 0.0, self.most_m)
-        self.success_reward, self.time_cost, self.must_stop = float(success_reward), float(time_cost), bool(must_stop)
+        self.success_reward = check_number("success_reward", success_reward, -1e6, 1e6)
+        self.time_cost = check_number("time_cost", time_cost, -1e6, 1e6)
+        self.must_stop = bool(must_stop)
 
     def begin(self, moment: Moment, np_random: np.random.Generator) -> PointGoalState:
         here, plan = (moment.pose.x, moment.pose.z), moment.plan()

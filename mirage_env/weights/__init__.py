@@ -41,7 +41,7 @@ def read_card(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"the weights file {path} is damaged ({' '.join(str(error).split())}); get it again"
         ) from None
-    if "kind" not in card:
+    if not isinstance(card, dict) or "kind" not in card:
         raise WeightsError(f"{path} holds no weights of this package (no card inside); name one that it wrote")
     return card
 

@@ -22,7 +22,7 @@ from mirage_env.codec.wan import CodecConfig, WanCodec
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
 from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.envs.mirage import MirageEnv, picture_pool
-from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
+from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError, check_array, check_size
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.types import Frames, SceneSpec
@@ -241,3 +241,17 @@ def test_a_lens_words_and_depth_may_come_with_the_picture(pictures: Path) -> Non
     for bad in ("intrinsics", "depth"):
         with pytest.raises(InvalidValueError, match=f"{bad} must have shape"):
             env.reset(seed=0, options={bad: np.ones((4, 4))})
+
+
+def test_a_pool_of_the_wrong_type_is_told() -> None:
+    with pytest.raises(ImageError, match="images must be a folder, a text file or a list of pictures, got 5"):
+        picture_pool(5)
+
+
+def test_absurd_sizes_are_told() -> None:
+    with pytest.raises(InvalidValueError, match="size must be at most 4096 pixels a side"):
+        check_size(10**9)
+
+
+def test_tensors_with_gradients_are_arrays() -> None:
+    assert check_array("x", torch.ones(2, requires_grad=True), (2,)).tolist() == [1, 1]

@@ -19,6 +19,7 @@ from mirage_env.envs.observations import (
     depth_m,
     observation_space,
     observe,
+    parse_names,
 )
 from mirage_env.envs.occupancy import Occupancy
 from mirage_env.errors import InvalidValueError, UnknownNameError
@@ -88,3 +89,15 @@ def test_bad_depth_ranges(bad: tuple[float, ...]) -> None:
     with pytest.raises(InvalidValueError, match="depth_range_m must be"):
         check_depth_range(bad)
     assert check_depth_range([0, 5]) == (0.0, 5.0)
+
+
+@pytest.mark.parametrize("bad", [None, 5, [["rgb"]]])
+def test_names_of_the_wrong_type_are_told(bad: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"obs must be one name or several|at least one"):
+        parse_names(bad)
+
+
+@pytest.mark.parametrize("bad", [None, 5, ("a", "b"), (1, 2, 3)])
+def test_ranges_of_the_wrong_type_are_told(bad: Any) -> None:
+    with pytest.raises(InvalidValueError, match="depth_range_m must be"):
+        check_depth_range(bad)

@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.tasks import Verdict
 from mirage_env.errors import InvalidValueError, SavedWorldError
+from mirage_env.values import StoredValues
 
 MakeEnv = Callable[..., WalkEnv]
 MODEL: dict[str, Any] = {"size": (48, 48), "obs": ("rgb", "depth"), "task": {"explore": 1.0, "point_goal": 0.5}}
@@ -168,3 +169,26 @@ def test_state_is_immutable_under_restored_walks() -> None:
     env.restore(here)
     walk(env, actions(env, 3))
     assert torch.equal(here.episode.world.memory.points, points) and here.episode.steps == 2
+
+
+@pytest.mark.parametrize("broken", ["about", "world", "episode", "pose"])
+def test_a_file_whose_metadata_has_the_wrong_types_is_told(
+    box_room: MakeEnv, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = box_room()
+    env.reset(seed=0)
+    path = env.save(tmp_path / "a.world")
+    init = StoredValues.__init__
+
+    def damaged(self: Any, path: Any) -> None:
+        init(self, path)
+        if broken in ("about", "world"):
+            self.about = 5 if broken == "about" else {**self.about, "world": 5}
+        elif broken == "episode":
+            self._packed["episode"] = 5
+        else:
+            self._packed["episode"]["fields"]["pose"] = None
+
+    monkeypatch.setattr(StoredValues, "__init__", damaged)
+    with pytest.raises(SavedWorldError, match="is damaged or none"):
+        env.restore(path)

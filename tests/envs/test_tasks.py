@@ -143,3 +143,9 @@ def test_a_goal_is_observed_only_from_tasks_with_one(box_room: Callable[..., Any
     obs, _ = env.reset(seed=0)
     assert obs == pytest.approx([5.0, 1.0, 0.0]) and obs in env.observation_space
     assert env.step([1.0, 0.0, 0.0])[0][0] == pytest.approx(4.75)
+
+
+@pytest.mark.parametrize("bad", ["a", float("nan")])
+def test_numbers_of_tasks_are_checked(bad: Any) -> None:
+    with pytest.raises(InvalidValueError, match="scale must be a number"):
+        Explore(bad)
