@@ -74,7 +74,7 @@ def load(path: str | Path, world: World, task: Any, episode_class: type[Any]) ->
         raise SavedWorldError(f"the saved world {path} is damaged or none (it holds no episode)")
     for name, kind in get_type_hints(episode_class).items():
         kind = get_origin(kind) or kind
-        if isinstance(kind, type) and not isinstance(value := getattr(episode, name), kind):
+        if kind is not Any and isinstance(kind, type) and not isinstance(value := getattr(episode, name), kind):
             raise SavedWorldError(f"the saved world {path} is damaged or none (its {name} is {type(value).__name__})")
     if saved.task == task_name(task):
         episode = replace(episode, task=stored.read("task", classes_in(getattr(task, "state_class", None))))
