@@ -236,6 +236,8 @@ class MirageVectorEnv(WalkVectorEnv):
 class MirageSimVectorEnv(WalkVectorEnv):
     """`gym.make_vec("MirageSim-v0", num_envs=N)`: arguments as `MirageSimEnv`; `scene_seed` may be a list of N."""
 
+    env_class: type[MirageSimEnv | MirageTwinEnv] = MirageSimEnv
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -246,25 +248,14 @@ class MirageSimVectorEnv(WalkVectorEnv):
         **kwargs: Any,
     ):
         seeds = per_env("scene_seed", scene_seed, check_count("num_envs", num_envs))
-        envs = [MirageSimEnv(scene_seed=own, **_limited(kwargs)) for own in seeds]
+        envs = [self.env_class(scene_seed=own, **_limited(kwargs)) for own in seeds]
         super().__init__(envs, autoreset_mode, batching)
 
 
-class MirageTwinVectorEnv(WalkVectorEnv):
+class MirageTwinVectorEnv(MirageSimVectorEnv):
     """`gym.make_vec("MirageTwin-v0", num_envs=N)`: arguments as `MirageTwinEnv`; `scene_seed` may be a list of N."""
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        scene_seed: int | Sequence[int] | None = None,
-        *,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        batching: str = "auto",
-        **kwargs: Any,
-    ):
-        seeds = per_env("scene_seed", scene_seed, check_count("num_envs", num_envs))
-        envs = [MirageTwinEnv(scene_seed=own, **_limited(kwargs)) for own in seeds]
-        super().__init__(envs, autoreset_mode, batching)
+    env_class = MirageTwinEnv
 
 
 def per_env(name: str, value: Any, num_envs: int) -> list[Any]:
