@@ -63,6 +63,8 @@ class PerceptionConfig:
     blocks: int = 2
     """Residual blocks a level."""
     max_depth_m: float = 50.0
+    mirrored: bool = False
+    """Also look at every picture mirrored, and answer the mean: more exact, at twice the price."""
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 8 or any(w % 8 for w in self.widths):
@@ -131,7 +133,10 @@ class TinyPerception(nn.Module):
             floor_y = floor_y.repeat_interleave(len(images) // len(floor_y)).to(images.device)
         with torch.autocast(images.device.type, enabled=False):  # geometry needs full precision
             inputs = perception_inputs(images, cameras, memory_depth_m, floor_y)
-        log_depth, sky, dynamic = self.logits(inputs).unbind(1)
+        logits = self.logits(inputs)
+        if self.config.mirrored:
+            logits = (logits + self.logits(mirror(inputs)).flip(-1)) / 2
+        log_depth, sky, dynamic = logits.unbind(1)
         depth = log_depth.exp().clamp(0.05, self.config.max_depth_m)
         return Perceived(depth, sky > 0.0, dynamic > 0.0)
 
@@ -149,3 +154,10 @@ def perception_inputs(
     memory = torch.stack([seen / memory_depth_m.clamp_min(0.25), seen], 1)
     memory = F.interpolate(memory, size=images.shape[-2:], mode="nearest")
     return torch.cat([images, rays[..., :2].permute(0, 3, 1, 2), floor[:, None], memory], 1).to(images.dtype)
+
+
+def mirror(inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T 8 H W"]:
+    """The network's channels of the mirrored scene."""
+    inputs = inputs.flip(-1)
+    inputs[:, RAY_X] *= -1
+    return inputs

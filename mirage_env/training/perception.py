@@ -15,7 +15,7 @@ from mirage_env.codec.wan import to_float
 from mirage_env.contact_sheet import colour_depth
 from mirage_env.memory import ChunkRecord, splat
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
-from mirage_env.perception.tiny import RAY_X, PerceptionConfig, TinyPerception, perception_inputs
+from mirage_env.perception.tiny import PerceptionConfig, TinyPerception, mirror, perception_inputs
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
 from mirage_env.training.log import rows_of_pictures
 from mirage_env.training.loop import Stage
@@ -73,8 +73,7 @@ class PerceptionStage(Stage):
             clips[chosen], frames[chosen] = moving[rng.integers(0, len(moving), int(chosen.sum()))].T
         inputs, depth, sky, dynamic = self._pictures(store, clips, frames, others, rng)
         if rng.random() < 0.5:  # mirrored scenes are scenes, too
-            inputs, depth, sky, dynamic = (x.flip(-1) for x in (inputs, depth, sky, dynamic))
-            inputs[:, RAY_X] *= -1
+            inputs, depth, sky, dynamic = mirror(inputs), depth.flip(-1), sky.flip(-1), dynamic.flip(-1)
         return inputs, depth, sky, dynamic
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,6 +45,20 @@ def test_shapes_and_ranges():
         seen = model(torch.rand(1, 3, 16, 24), camera(), torch.zeros(1, 2, 3), 1.5)
     assert seen.depth_m.shape == seen.sky.shape == seen.dynamic.shape == (1, 16, 24)
     assert bool((seen.depth_m > 0).all()) and float(seen.depth_m.max()) <= SMALL.max_depth_m
+
+
+def test_mirrored_eyes_see_a_mirrored_scene_mirrored():
+    """The mean of a picture's and its mirror's answers knows no left and right."""
+    model = TinyPerception(replace(SMALL, mirrored=True)).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    level = Cameras(rigid(torch.eye(3)[None], torch.zeros(1, 3)), camera().intrinsics_px, (16, 24))
+    image, memory = torch.rand(1, 3, 16, 24), torch.rand(1, 2, 3)
+    with torch.no_grad():
+        seen = model(image, level, memory, 1.5)
+        mirrored = model(image.flip(-1), level, memory.flip(-1), 1.5)
+    torch.testing.assert_close(mirrored.depth_m.flip(-1), seen.depth_m)
+    assert not torch.allclose(seen.depth_m.flip(-1), seen.depth_m)
+    assert torch.equal(mirrored.sky.flip(-1), seen.sky)
 
 
 def test_widths_are_checked():
