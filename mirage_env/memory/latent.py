@@ -72,6 +72,9 @@ class MemoryConfig(AnyMemoryConfig):
     """novel: how many times smaller than the remembered patch a new one must be to replace it."""
     occluder: float = 0.1
     """novel: by what share of the remembered depth a cell must be nearer to count as a surface in front of it."""
+    same_surface: float = 0.0
+    """By what share of depth points may lie behind the frontmost of a cell and still count as one surface with it; of
+    them the one wins whose footprint fits the cell best. 0: the frontmost wins, whatever its size (Eq. 5)."""
     depth_downsample: DepthDownsample = "bilinear"
     """How depth comes down to the latent grid; see `depth_to_grid`."""
     reject_depth_edges: bool = True
@@ -100,6 +103,8 @@ class MemoryConfig(AnyMemoryConfig):
         for name in ("occluder", "depth_step"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise InvalidValueError(f"{name} is a share of depth between 0 and 1, got {getattr(self, name)}")
+        if not 0.0 <= self.same_surface < 1.0:
+            raise InvalidValueError(f"same_surface is a share of depth from 0 to below 1, got {self.same_surface}")
         if self.sky_points < 0:
             raise InvalidValueError(f"sky_points must be at least 0, got {self.sky_points}")
         if self.max_points is not None and self.max_points < 1:
@@ -136,7 +141,9 @@ class LatentMemory:
         Cameras come at the resolution of the grid to read: `memory.read(state, cameras.resized((h, w)))`.
         A memory that one view alone wrote, read from that view, returns the written tokens.
         """
-        shown = splat(state.points, state.tokens, state.ids, check_cameras(cameras))
+        shown = splat(
+            state.points, state.tokens, state.ids, check_cameras(cameras), state.footprint_m, self.config.same_surface
+        )
         if self._sky is None or state.sky is None:
             return MemoryReading(shown)
         behind = self._sky.read(state.sky, _turning(cameras)).grid
@@ -238,7 +245,8 @@ class LatentMemory:
         """Changes the choice for one more frame, whose cells are the rows from `end` on."""
         rows = torch.arange(end, device=points.device)  # they grow with age, so they serve as ids
         hidden = torch.where(chosen[:end, None], points[:end], torch.nan)
-        index, _, seen_depth = (a[0] for a in frontmost(hidden, rows, camera))
+        found = frontmost(hidden, rows, camera, footprint[:end], self.config.same_surface)
+        index, _, seen_depth = (a[0] for a in found)
         seen = index.clamp_min(0) if end else index + 1  # of an empty table any row will do: none is seen
         frame = slice(end, end + depth.numel())
         cells = footprint[frame].view_as(depth)

@@ -1,8 +1,9 @@
 """Reading points into views: the frontmost point of every cell (Eq. 5, 9, 10).
 
 This is the hot path. Its results are defined to the bit, whatever computes them and in whatever company: products and
-sums are written out in one order, which BLAS does not promise for a point in another batch, and the frontmost point is
-a minimum over (depth, id), which no order of the points can change. `reference.py` states the same as plain loops.
+sums are written out in one order, which BLAS does not promise for a point in another batch, and the winner is a minimum
+over (depth, id), or (misfit, id) with `Fit`, which no order of the points can change. `reference.py` states the same as
+plain loops.
 
     splat_cpu.py      one compiled pass over the points; loaded by the first read that is large enough to repay it
     splat_triton.py   CUDA
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory import splat_torch
+from mirage_env.memory.splat_torch import Scene
 from mirage_env.types import Cameras, Readout
 
-_PAIRS_REPAY = 1 << 18
-"""View-point pairs from which on loading numba (0.5 s a process) soon pays; a small world never waits for it."""
+_PAIRS_REPAY = 1 << 23
+"""View-point pairs whose reading in torch has cost what loading numba does (0.5 s a process), so that a short walk
+never waits for it and a long one loses no more than the load."""
 
 
 class Cloud(NamedTuple):
@@ -34,52 +37,71 @@ class Cloud(NamedTuple):
     points: Float[Tensor, "N 3"]
     tokens: Num[Tensor, "N C"]
     ids: Int64[Tensor, " N"]
+    footprint_m: Float[Tensor, " N"] | None = None
+    """Side of the patch that a point describes; only asked for where `same_surface` is above 0."""
 
 
 def splat(
-    points: Float[Tensor, "N 3"], tokens: Num[Tensor, "N C"], ids: Int64[Tensor, " N"], cameras: Cameras
+    points: Float[Tensor, "N 3"],
+    tokens: Num[Tensor, "N C"],
+    ids: Int64[Tensor, " N"],
+    cameras: Cameras,
+    footprint_m: Float[Tensor, " N"] | None = None,
+    same_surface: float = 0.0,
 ) -> Readout:
     """What the points show to the cameras, on the grid `cameras.size` (Eq. 5).
 
     In every cell the point with the smallest positive z-depth wins, and among equals the one with the smallest id.
+    Where `same_surface` is above 0, points at most that share of depth behind the frontmost one count as one surface
+    with it; of them the one wins whose `footprint_m` is nearest, as a ratio, to the side of the cell at that depth.
     Cells that no point falls into are zero. Points and cameras are float32; tokens of any kind come back as float32.
-    Raises InvalidValueError where devices or dtypes are mixed.
+    Raises InvalidValueError where devices or dtypes are mixed, or footprints are needed and missing.
     """
-    return splat_many([Cloud(points, tokens, ids)], [cameras])[0]
+    return splat_many([Cloud(points, tokens, ids, footprint_m)], [cameras], same_surface)[0]
 
 
-def splat_many(clouds: Sequence[Cloud], cameras: Sequence[Cameras]) -> list[Readout]:
+def splat_many(clouds: Sequence[Cloud], cameras: Sequence[Cameras], same_surface: float = 0.0) -> list[Readout]:
     """`splat` of several clouds, each into its own cameras, of any numbers of points and views, on one grid size."""
     if len(clouds) != len(cameras):
         raise InvalidValueError(f"{len(clouds)} clouds need as many lists of cameras, got {len(cameras)}")
     pairs = list(zip(clouds, cameras, strict=True))
     for cloud, views in pairs:
-        _check(cloud, views)
+        _check(cloud, views, same_surface)
     if len({(views.size, cloud.points.device) for cloud, views in pairs}) > 1:
         raise InvalidValueError("clouds that are read together need cameras of one size, and one device")
-    winners = _frontmost_many([(cloud.points, cloud.ids) for cloud in clouds], cameras)
+    scenes = [_scene(cloud.points, cloud.ids, views, cloud.footprint_m, same_surface) for cloud, views in pairs]
+    winners = _frontmost_many(scenes)
     return [_readout(cloud, *won) for cloud, won in zip(clouds, winners, strict=True)]
 
 
 def frontmost(
-    points: Float[Tensor, "N 3"], ids: Int64[Tensor, " N"], cameras: Cameras
+    points: Float[Tensor, "N 3"],
+    ids: Int64[Tensor, " N"],
+    cameras: Cameras,
+    footprint_m: Float[Tensor, " N"] | None = None,
+    same_surface: float = 0.0,
 ) -> tuple[Int[Tensor, "V h w"], Float[Tensor, "V 2 h w"], Float[Tensor, "V h w"]]:
     """Row of the winner (-1 for none), its (x, y) offset from the cell's centre in cells, and its z-depth in metres."""
-    return _frontmost_many([(points, ids)], [cameras])[0]
+    return _frontmost_many([_scene(points, ids, cameras, footprint_m, same_surface)])[0]
 
 
-def _frontmost_many(
-    clouds: Sequence[tuple[Tensor, Tensor]], cameras: Sequence[Cameras]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """`frontmost` of many clouds, by the kernel of their device."""
-    views = [view_axes(c) for c in cameras]
-    if clouds and clouds[0][0].device.type == "cuda" and (triton := _load_triton()):
-        return triton.frontmost_many(clouds, views, cameras[0].size)
+def _frontmost_many(scenes: Sequence[Scene]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """`frontmost` of many scenes, by the kernel of their device."""
+    if scenes and scenes[0].points.device.type == "cuda" and (triton := _load_triton()):
+        return triton.frontmost_many(scenes)
     results = []
-    for (points, ids), (axes, centres), c in zip(clouds, views, cameras, strict=True):
-        kernel = _numba(len(points) * len(axes)) if points.device.type == "cpu" else None
-        results.append((kernel or splat_torch).frontmost(points, ids, axes, centres, c.size))
+    for scene in scenes:
+        kernel = _numba(len(scene.points) * len(scene.axes)) if scene.points.device.type == "cpu" else None
+        results.append((kernel or splat_torch).frontmost(scene))
     return results
+
+
+def _scene(points: Tensor, ids: Tensor, cameras: Cameras, footprint_m: Tensor | None, same_surface: float) -> Scene:
+    axes, centres = view_axes(cameras)
+    if not same_surface or footprint_m is None:
+        return Scene(points, ids, axes, centres, cameras.size)
+    k = cameras.intrinsics_px
+    return Scene(points, ids, axes, centres, cameras.size, footprint_m, (k[:, 0, 0] * k[:, 1, 1]).sqrt(), same_surface)
 
 
 def view_axes(cameras: Cameras) -> tuple[Float[Tensor, "V 3 3"], Float[Tensor, "V 3"]]:
@@ -92,14 +114,16 @@ def view_axes(cameras: Cameras) -> tuple[Float[Tensor, "V 3 3"], Float[Tensor, "
 def _readout(cloud: Cloud, index: Tensor, offset: Tensor, depth: Tensor) -> Readout:
     """With the winners' tokens."""
     visible, tokens = index >= 0, cloud.tokens
-    kernel = _numba(index.numel()) if tokens.device.type == "cpu" and not tokens.requires_grad else None
+    kernel = _numba() if tokens.device.type == "cpu" and not tokens.requires_grad else None
     shown = (kernel or splat_torch).gather(tokens, index)
     return Readout(shown.float(), visible, depth, offset, index)
 
 
-def _check(cloud: Cloud, cameras: Cameras) -> None:
+def _check(cloud: Cloud, cameras: Cameras, same_surface: float) -> None:
     poses, k = cameras.world_from_camera, cameras.intrinsics_px
-    devices = {str(x.device) for x in (*cloud, poses, k)}
+    if same_surface and cloud.footprint_m is None:
+        raise InvalidValueError("points of one surface are told apart by their footprints; pass footprint_m")
+    devices = {str(x.device) for x in (*cloud, poses, k) if x is not None}
     if len(devices) > 1:
         raise InvalidValueError(f"points, tokens, ids and cameras must share a device, got {sorted(devices)}")
     dtypes = {str(x.dtype).removeprefix("torch.") for x in (cloud.points, poses, k)}
@@ -107,10 +131,14 @@ def _check(cloud: Cloud, cameras: Cameras) -> None:
         raise InvalidValueError(f"points and cameras must be float32, got {sorted(dtypes)}; call .float() on them")
 
 
-def _numba(pairs: int) -> ModuleType | None:
-    """The compiled kernels, once they are loaded or where so many pairs of views and points repay it."""
-    name = "mirage_env.memory.splat_cpu"
-    return _load_numba() if name in sys.modules or pairs >= _PAIRS_REPAY else None
+_pairs_read = 0
+
+
+def _numba(pairs: int = 0) -> ModuleType | None:
+    """The compiled kernels, once they are loaded, or once so many pairs of views and points were read that they pay."""
+    global _pairs_read
+    _pairs_read += pairs
+    return _load_numba() if _pairs_read >= _PAIRS_REPAY or "mirage_env.memory.splat_cpu" in sys.modules else None
 
 
 @cache

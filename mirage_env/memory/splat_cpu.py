@@ -21,10 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mirage_env.memory.splat_torch import Scene
+
 BLOCK = 1024
 """Points that are projected into one view after another while they and their images lie in the fastest cache."""
 _PAIRS_A_THREAD = 1 << 17
 """View-point pairs below which another thread costs more than it saves."""
+_NO_FOOTPRINTS = torch.empty(0)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,14 +81,43 @@ def _beyond(low: Any, high: Any, axes: Any, centre: Any, wide: Any, tall: Any) -
 
 
 @_compiled
-def _frontmost(
-    points: Any, ids: Any, axes: Any, centres: Any, height: int, width: int, first: int, last: int,
-    index: Any, depth: Any, offset: Any,
+def _longer(array: Any) -> Any:
+    longer = np.empty(max(4096, 2 * len(array)), array.dtype)
+    longer[: len(array)] = array
+    return longer
+
+
+@_compiled
+def _choose_fitting(
+    cell_of: Any, row_of: Any, depth_of: Any, ids: Any, footprint_m: Any, focal: Any, reach: Any, cells: int,
+    index: Any, depth: Any,
 ) -> None:  # fmt: skip
-    """The frontmost point of every cell of views first to last - 1.
+    """Of the points that are near enough to the frontmost of their cell, whose depth is `depth`, the best-fitting."""
+    one, never = np.float32(1.0), np.float32(np.inf)
+    least = np.full(len(index), never, np.float32)
+    for n in range(len(cell_of)):
+        cell, row = cell_of[n], row_of[n]
+        if not depth_of[n] <= depth[cell] * reach:
+            continue
+        has, wanted = footprint_m[row], depth[cell] / focal[cell // cells]
+        misfit = has / wanted if has >= wanted else wanted / has
+        if not misfit >= one:  # NaN of what is no footprint must not win
+            misfit = never
+        if misfit < least[cell] or (misfit == least[cell] and ids[row] < ids[index[cell]]):
+            least[cell], index[cell] = misfit, row
+
+
+@_compiled
+def _frontmost(
+    points: Any, ids: Any, axes: Any, centres: Any, footprint_m: Any, focal: Any, reach: Any,
+    height: int, width: int, first: int, last: int, index: Any, depth: Any, offset: Any,
+) -> None:  # fmt: skip
+    """The winner of every cell of views first to last - 1.
 
     `axes` are the rows of K R^T, (V, 3, 3); `index` comes filled with -1, `depth` with infinity, `offset` with zeros.
+    A `reach` above 0 is how many times as far as the frontmost point those may lie that compete with it.
     """
+    cell_of, row_of, depth_of, kept = np.empty(1, np.int64), np.empty(1, np.int64), np.empty(1, np.float32), 0
     x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
     high, wide, zero, half = np.float32(height), np.float32(width), np.float32(0.0), np.float32(0.5)
@@ -119,9 +151,20 @@ def _frontmost(
                 n = hits[hit]
                 column, row = int(x[n]), int(y[n])
                 front, before = depth[view, row, column], index[view, row, column]
+                if reach > zero and z[n] <= front * reach:
+                    if kept == len(cell_of):
+                        cell_of, row_of, depth_of = _longer(cell_of), _longer(row_of), _longer(depth_of)
+                    cell_of[kept] = (view * height + row) * width + column
+                    row_of[kept], depth_of[kept] = start + n, z[n]
+                    kept += 1
                 if z[n] < front or (z[n] == front and (before < 0 or ids[start + n] < ids[before])):
                     depth[view, row, column] = z[n]
                     index[view, row, column] = start + n
+    if reach > zero:
+        _choose_fitting(
+            cell_of[:kept], row_of[:kept], depth_of[:kept], ids, footprint_m, focal, reach, height * width,
+            index.reshape(-1), depth.reshape(-1),
+        )  # fmt: skip
     for view in range(first, last):
         for row in range(height):
             for column in range(width):
@@ -132,6 +175,7 @@ def _frontmost(
                 u = points[winner, 0] - centres[view, 0]
                 v = points[winner, 1] - centres[view, 1]
                 w = points[winner, 2] - centres[view, 2]
+                depth[view, row, column] = axes[view, 2, 0] * u + axes[view, 2, 1] * v + axes[view, 2, 2] * w
                 for axis in range(2):
                     image = axes[view, axis, 0] * u + axes[view, axis, 1] * v + axes[view, axis, 2] * w
                     position = image / depth[view, row, column]
@@ -150,16 +194,17 @@ def _gather(tokens: Any, index: Any, first: int, last: int, shown: Any) -> None:
                     shown[view, channel, cell] = tokens[row, channel] if row >= 0 else nothing
 
 
-def frontmost(
-    points: Tensor, ids: Tensor, axes: Tensor, centres: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`splat.frontmost` on a CPU, of cameras given by their `view_axes`."""
-    views = len(axes)
+def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+    """`splat.frontmost` on a CPU."""
+    views, size = len(scene.axes), scene.size
     index = torch.full((views, *size), -1, dtype=torch.int64)
     depth, offset = torch.full((views, *size), torch.inf), torch.zeros(views, 2, *size)
-    inputs = [_words(a, a.dtype) for a in (points, ids, axes, centres)]
+    footprint, focal, reach = _NO_FOOTPRINTS, _NO_FOOTPRINTS, np.float32(0.0)
+    if scene.footprint_m is not None and scene.focal is not None:
+        footprint, focal, reach = scene.footprint_m, scene.focal, np.float32(1.0 + scene.same_surface)
+    inputs = [_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres, footprint, focal)]
     outputs = [a.numpy() for a in (index, depth, offset)]
-    _shared(views, len(points), lambda first, last: _frontmost(*inputs, *size, first, last, *outputs))
+    _shared(views, len(scene.points), lambda first, last: _frontmost(*inputs, reach, *size, first, last, *outputs))
     return index, offset, depth
 
 

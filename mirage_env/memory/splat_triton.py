@@ -15,15 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_env.memory.splat_torch import NONE, by_age, from_keys
+from mirage_env.memory.splat_torch import NONE, Scene, by_age, depth_of, from_keys, surface_limit
 
 _BLOCK = 256
 
 
 @triton.jit
 def _smallest_keys(  # type: ignore[no-untyped-def]
-    points, spans, axes, centres, best, height, width, BLOCK: tl.constexpr
+    points, spans, axes, centres, footprint, target, limit, best, height, width, FIT: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """Of all points, by depth; or with FIT of those within `limit`, by how well `footprint` meets `target`."""
     view = tl.program_id(0)
     row = tl.load(spans + 2 * view) + tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = row < tl.load(spans + 2 * view + 1)
@@ -40,28 +41,39 @@ def _smallest_keys(  # type: ignore[no-untyped-def]
     inside = ahead & (x >= 0.0) & (y >= 0.0) & (x < width) & (y < height)
     x, y = tl.where(inside, x, 0.0), tl.where(inside, y, 0.0)  # what lies outside need not fit an integer
     cell = (view.to(tl.int64) * height + y.to(tl.int64)) * width + x.to(tl.int64)
-    key = (z.to(tl.int32, bitcast=True).to(tl.int64) << 32) | row
+    value = z
+    if FIT:
+        inside = inside & (z <= tl.load(limit + cell, mask=inside, other=0.0))
+        has, wanted = tl.load(footprint + row, mask=here, other=1.0), tl.load(target + cell, mask=inside, other=1.0)
+        larger = has >= wanted
+        value = tl.div_rn(tl.where(larger, has, wanted), tl.where(larger, wanted, has))
+        value = tl.where(value >= 1.0, value, float("inf"))  # NaN of what is no footprint must not win
+    key = (value.to(tl.int32, bitcast=True).to(tl.int64) << 32) | row
     # Most points lie behind what is there already: a read, even of an outdated value, spares them the atomic.
     nearer = inside & (key < tl.load(best + cell, mask=inside, other=0))
     tl.atomic_min(best + cell, key, mask=nearer, sem="relaxed")
 
 
-def frontmost_many(
-    clouds: Sequence[tuple[Tensor, Tensor]], cameras: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """`splat.frontmost` of many clouds (points, ids), each for its own views (axes, centres), in one launch."""
-    ordered = [by_age(points, ids) for points, ids in clouds]
-    points = torch.cat([cloud for cloud, _ in ordered])
-    axes, centres = (torch.cat(parts).contiguous() for parts in zip(*cameras, strict=True))
-    starts = list(accumulate((len(cloud) for cloud, _ in ordered), initial=0))
-    views = [len(part) for part, _ in cameras]
+def frontmost_many(scenes: Sequence[Scene]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """`splat.frontmost` of many scenes of one size and rule, in one launch, or two where footprints compete."""
+    ordered = [by_age(scene) for scene in scenes]
+    points = torch.cat([scene.points for scene, _ in ordered])
+    axes, centres = torch.cat([s.axes for s in scenes]).contiguous(), torch.cat([s.centres for s in scenes])
+    starts = list(accumulate((len(scene.points) for scene in scenes), initial=0))
+    views, size, share = [len(scene.axes) for scene in scenes], scenes[0].size, scenes[0].same_surface
     best = torch.full((len(axes) * size[0] * size[1],), NONE, dtype=torch.int64, device=points.device)
     if len(axes) and len(points):
         spans = torch.tensor([span for span, count in zip(pairwise(starts), views, strict=True) for _ in range(count)])
-        longest = max(len(cloud) for cloud, _ in ordered)
+        longest = max(len(scene.points) for scene in scenes)
         launch: Any = _smallest_keys[(len(axes), triton.cdiv(longest, _BLOCK))]
-        place = points.device
-        launch(points, spans.to(place), axes, centres, best, *size, BLOCK=_BLOCK, enable_fp_fusion=False)
+        given = points, spans.to(points.device), axes, centres
+        launch(*given, points, points, points, best, *size, FIT=False, BLOCK=_BLOCK, enable_fp_fusion=False)
+        if share:
+            footprint = torch.cat([scene.footprint_m for scene, _ in ordered if scene.footprint_m is not None])
+            focal = torch.cat([scene.focal for scene in scenes if scene.focal is not None])
+            rule = footprint, depth_of(best) / focal.repeat_interleave(size[0] * size[1]), surface_limit(best, share)
+            best = torch.full_like(best, NONE)
+            launch(*given, *rule, best, *size, FIT=True, BLOCK=_BLOCK, enable_fp_fusion=False)
     index, offset, depth = (part.split(views) for part in from_keys(best, points, axes, centres, size))
     results = []
     for n, (start, (_, order)) in enumerate(zip(starts[:-1], ordered, strict=True)):

@@ -24,7 +24,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     patch = pytest.MonkeyPatch()
     numba = SPLAT._load_numba()
     assert numba is not None
-    patch.setattr(SPLAT, "_numba", lambda pairs: numba if request.param == "numba" else None)
+    patch.setattr(SPLAT, "_numba", lambda pairs=0: numba if request.param == "numba" else None)
     yield request.param
     patch.undo()
 
@@ -72,6 +72,20 @@ def test_lattice_clouds_equal_the_loops(seed: int, count: int) -> None:
     points, tokens, ids = torch.randint(-3, 4, (count, 3)) / 2.0, torch.randn(count, 2), torch.randperm(count)
     cameras = straight_ahead()
     assert_same(splat(points, tokens, ids, cameras), splat_by_loops(points, tokens, ids, cameras))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from([0.02, 0.5]), st.booleans())
+def test_fitting_footprints_equal_the_loops(seed: int, count: int, share: float, lattice: bool) -> None:
+    """A lattice of places and of footprints is full of ties; among the footprints are some that are none."""
+    torch.manual_seed(seed)
+    points, footprint = torch.randn(count, 3) * 3, torch.rand(count)
+    if lattice:
+        points, footprint = points.round() / 2, (footprint * 3).round() / 3
+    footprint[: count // 4] = torch.tensor([math.nan, -1.0, 0.0, math.inf, 1e-30]).repeat(3)[: count // 4]
+    tokens, ids, cameras = torch.randn(count, 2), torch.randperm(count), looking_around(2, (3, 4))
+    one = splat(points, tokens, ids, cameras, footprint, share)
+    assert_same(one, splat_by_loops(points, tokens, ids, cameras, footprint, share))
 
 
 def test_many_views_and_blocks_equal_the_loops() -> None:
@@ -131,6 +145,33 @@ def test_the_frontmost_point_wins(far_first: bool) -> None:
     readout = show([far, near] if far_first else [near, far], straight_ahead())
     assert float(readout.depth_m[0, 2, 2]) == 1.0
     assert int(readout.index[0, 2, 2]) == int(far_first)
+
+
+@pytest.mark.parametrize(
+    ("depths", "footprints", "winner"),
+    [
+        ((1.0, 1.01), (0.25, 0.25), 0),  # a cell of a focal length of 4 is a quarter of its depth wide
+        ((1.0, 1.01), (0.5, 0.25), 1),
+        ((1.0, 1.01), (0.5, 0.125), 0),  # twice too large and half too large are as bad: the older one
+        ((1.0, 1.01), (0.5, 0.13), 1),
+        ((1.0, 1.03), (9.0, 0.25), 0),  # 3 % behind is another surface
+        ((1.03, 1.0), (0.25, 9.0), 1),
+        ((1.01, 1.0, 1.02), (9.0, 9.0, 0.25), 2),  # what counts is the distance to the frontmost
+    ],
+)
+def test_on_one_surface_the_best_fitting_footprint_wins(
+    depths: tuple[float, ...], footprints: tuple[float, ...], winner: int
+) -> None:
+    points, count = torch.tensor([[0.1 * z, 0.1 * z, z] for z in depths]), len(depths)
+    tokens, ids = torch.arange(1.0, count + 1)[:, None], torch.arange(count)
+    shown = splat(points, tokens, ids, straight_ahead(), torch.tensor(footprints), 0.02)
+    assert int(shown.index[0, 2, 2]) == winner
+    assert float(shown.depth_m[0, 2, 2]) == points[winner, 2] and float(shown.tokens[0, 0, 2, 2]) == winner + 1
+
+
+def test_one_surface_needs_footprints() -> None:
+    with pytest.raises(InvalidValueError, match="told apart by their footprints; pass footprint_m"):
+        splat(torch.ones(2, 3), torch.ones(2, 1), torch.arange(2), straight_ahead(), same_surface=0.02)
 
 
 @pytest.mark.parametrize(("ids", "winner"), [([0, 1], 0), ([7, 3], 1), ([3, 7], 0)])
@@ -253,18 +294,21 @@ def test_the_number_of_threads_does_not_matter(threads: int, monkeypatch: pytest
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     points, tokens, ids = torch.randn(3000, 3), torch.randn(3000, 5), torch.arange(3000)
     cameras = looking_around(7, (9, 8))
-    together = splat(points, tokens, ids, cameras)
+    footprint = torch.rand(3000)
+    together = splat(points, tokens, ids, cameras, footprint, 0.1)
     for view in range(7):
-        alone = splat(points, tokens, ids, cameras[view : view + 1])
+        alone = splat(points, tokens, ids, cameras[view : view + 1], footprint, 0.1)
         for name in FIELDS:
             assert torch.equal(getattr(together, name)[view], getattr(alone, name)[0])
 
 
 def test_ragged_worlds_are_read_together() -> None:
-    clouds = [Cloud(torch.randn(n, 3), torch.randn(n, 4), torch.randperm(n)) for n in (50, 0, 7, 300)]
+    clouds = [Cloud(torch.randn(n, 3), torch.randn(n, 4), torch.randperm(n), torch.rand(n)) for n in (50, 0, 7, 300)]
     cameras = [looking_around(views, (5, 6)) for views in (2, 3, 0, 5)]
-    for readout, cloud, views in zip(splat_many(clouds, cameras), clouds, cameras, strict=True):
-        assert_same(readout, splat(*cloud, views))
+    for share in (0.0, 0.3):
+        for readout, cloud, views in zip(splat_many(clouds, cameras, share), clouds, cameras, strict=True):
+            alone = splat(cloud.points, cloud.tokens, cloud.ids, views, cloud.footprint_m, share)
+            assert_same(readout, alone)
     assert splat_many([], []) == []
     with pytest.raises(InvalidValueError, match="4 clouds need as many lists of cameras, got 3"):
         splat_many(clouds, cameras[:3])
