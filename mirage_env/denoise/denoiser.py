@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mirage_env.denoise.refiner import WarpRefiner
-from mirage_env.denoise.transformer import MemoryTransformer
+from mirage_env.denoise.transformer import Kept, MemoryTransformer
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.projection import camera_rays
 from mirage_env.types import Cameras, Readout
@@ -213,8 +213,12 @@ class Denoiser(nn.Module):
         sample: Float[Tensor, "b n c h w"],
         sigma: Float[Tensor, " b"],
         condition: ChunkCondition,
+        kept: Kept | None = None,
     ) -> Float[Tensor, "b n c h w"]:
-        """Predicted clean target latents x_0 at noise level `sigma` in (0, 1]."""
+        """Predicted clean target latents x_0 at noise level `sigma` in (0, 1].
+
+        Several calls with one condition may share one `kept`: what does not change between them is made once.
+        """
         noisy = condition.noisy
         frames = condition.clean.clone()
         if self.config.prediction == "residual":
@@ -232,6 +236,7 @@ class Denoiser(nn.Module):
             rays=condition.rays.to(frames.dtype).transpose(1, 2) if self.config.rays else None,
             references=condition.references,
             memory_scale=condition.memory_scale,
+            kept=kept,
         ).transpose(1, 2)[:, noisy]
         if self.config.prediction == "residual":
             return condition.base + self._doubt(condition) * output.float()

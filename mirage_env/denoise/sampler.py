@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser
+from mirage_env.denoise.transformer import Kept
 from mirage_env.errors import InvalidValueError
 
 
@@ -48,9 +49,9 @@ def sample(
     on, flow matching then leads these cells of the sample along (1 - sigma) readout + sigma noise.
     """
     scheduler, x, condition = config.scheduler(), noise, denoiser.refined(condition)
-    told = replace(condition, memory_scale=0.0) if config.replace else condition
+    told, kept = replace(condition, memory_scale=0.0) if config.replace else condition, Kept()
     for step, (timestep, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas, strict=False)):
-        clean = denoiser.clean(x, sigma.to(x).expand(len(x)), told)
+        clean = denoiser.clean(x, sigma.to(x).expand(len(x)), told, kept)
         if step < config.replace * config.steps:
             clean = torch.where(condition.seen, condition.base, clean)
         x = scheduler.step((x - clean) / sigma, timestep, x, return_dict=False)[0]

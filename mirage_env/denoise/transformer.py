@@ -7,10 +7,12 @@ preceding frames, in this order. Rotary positions tell the segments apart, times
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,21 +23,34 @@ BRANCH = ("memory_blocks.", "readout_embedding.", "ray_embedding.")
 """Beginnings of the names of all that is ours and not the backbone's."""
 
 Rotary = tuple[Float[Tensor, "1 l 1 d"], Float[Tensor, "1 l 1 d"]]
+Words = tuple[Tensor, ...]
+"""The prompt as a block reads it: keys and values; or, of a prompt of one token, the block's answer to any query."""
+
+
+@dataclass
+class Kept:
+    """What stays the same from one denoising step of a chunk to the next: the first pass fills it, the others read."""
+
+    rotary: Rotary | None = None
+    rays: Float[Tensor, "b c f h w"] | None = None
+    text: Float[Tensor, "b k c"] | None = None
+    branch: Float[Tensor, "b l c"] | None = None
+    """The readout's tokens, before the branch."""
+    words: dict[str, Words] = field(default_factory=dict)
+    """Of every block, by its name."""
 
 
 class FrameBlock(WanTransformerBlock):
-    """The backbone's block with one modulation a frame instead of one a token: the same numbers, far less traffic.
-
-    Cross-attention over one token of text is that token's value whatever the query, so it is not worked out at all.
-    """
+    """The backbone's block with one modulation a frame instead of one a token: the same numbers, far less traffic."""
 
     def forward(
         self,
         tokens: Float[Tensor, "b l c"],
-        text: Float[Tensor, "b k c"],
+        text: Float[Tensor, "b k c"] | Words,
         modulation: Float[Tensor, "b f 6 c"],
         rotary: Rotary,
-    ) -> Float[Tensor, "b l c"]:
+    ) -> tuple[Float[Tensor, "b l c"], Words]:
+        """The tokens for the next block, and what this one made of the text, to be given in its place the next time."""
         frames = modulation.shape[1]
         table = (self.scale_shift_table.unsqueeze(0) + modulation.float()).unsqueeze(3)
         shift, scale, gate, shift_ff, scale_ff, gate_ff = table.unbind(2)
@@ -44,13 +59,29 @@ class FrameBlock(WanTransformerBlock):
         normed = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x).flatten(1, 2)
         seen = self.attn1(normed, None, None, rotary).unflatten(1, (frames, -1))
         x = (x.float() + seen * gate).type_as(x).flatten(1, 2)
-        if text.shape[1] == 1:
-            x = x + self.attn2.to_out[0](self.attn2.to_v(text))
-        else:
-            x = x + self.attn2(self.norm2(x.float()).type_as(x), text, None, None)
+        words = self._words(text) if isinstance(text, Tensor) else text
+        x = x + self._read(x, words)
         x = x.unflatten(1, (frames, -1))
         thought = self.ffn((self.norm3(x.float()) * (1 + scale_ff) + shift_ff).type_as(x))
-        return (x.float() + thought.float() * gate_ff).type_as(x).flatten(1, 2)
+        return (x.float() + thought.float() * gate_ff).type_as(x).flatten(1, 2), words
+
+    def _words(self, text: Float[Tensor, "b k c"]) -> Words:
+        attention = self.attn2
+        value = attention.to_v(text)
+        if text.shape[1] == 1:  # attention over one token is that token's value, whatever the query
+            return (attention.to_out[0](value),)
+        key = attention.norm_k(attention.to_k(text))
+        return key.unflatten(2, (attention.heads, -1)), value.unflatten(2, (attention.heads, -1))
+
+    def _read(self, x: Float[Tensor, "b l c"], words: Words) -> Float[Tensor, "b _ c"]:
+        """Cross-attention, as `WanAttnProcessor` works it out."""
+        if len(words) == 1:
+            return words[0]
+        attention = self.attn2
+        query = attention.norm_q(attention.to_q(self.norm2(x.float()).type_as(x)))
+        query = query.unflatten(2, (attention.heads, -1))
+        seen = dispatch_attention_fn(query, *words, backend=attention.processor._attention_backend)
+        return attention.to_out[0](seen.flatten(2, 3).type_as(query))
 
 
 class MemoryBlock(FrameBlock):
@@ -73,15 +104,15 @@ class MemoryBlock(FrameBlock):
         self,
         branch: Float[Tensor, "b l c"],
         tokens: Float[Tensor, "b l c"],
-        text: Float[Tensor, "b k c"],
+        text: Float[Tensor, "b k c"] | Words,
         modulation: Float[Tensor, "b f 6 c"],
         rotary: Rotary,
-    ) -> tuple[Float[Tensor, "b l c"], Float[Tensor, "b l c"]]:
-        """The branch's tokens for its next block, and the hint for the backbone."""
+    ) -> tuple[Float[Tensor, "b l c"], Float[Tensor, "b l c"], Words]:
+        """The branch's tokens for its next block, the hint for the backbone, and what it made of the text."""
         if self.proj_in is not None:
             branch = self.proj_in(branch) + tokens
-        branch = super().forward(branch, text, modulation, rotary)
-        return branch, self.proj_out(branch)
+        branch, words = super().forward(branch, text, modulation, rotary)
+        return branch, self.proj_out(branch), words
 
 
 class MemoryTransformer(WanTransformer3DModel):
@@ -186,49 +217,62 @@ class MemoryTransformer(WanTransformer3DModel):
         rays: Float[Tensor, "b r f h w"] | None = None,
         references: int = 0,
         memory_scale: float = 1.0,
+        kept: Kept | None = None,
     ) -> Float[Tensor, "b c f h w"]:
         """The network's output for every frame.
 
         Frames are ordered [references | chunk, preceding]; `timestep` is 0 on clean ones. `readout` and
         `readout_extra` cover the g = f - references frames after the references, which the branch does not see. Without
-        a readout, or with `memory_scale` 0, this is the plain backbone with segment-aware positions.
+        a readout, or with `memory_scale` 0, this is the plain backbone with segment-aware positions. `kept` is one
+        object for all steps of a chunk, in which nothing but frames and timesteps may differ.
         """
         batch, _, frames, height, width = hidden_states.shape
         patch = self.config.patch_size
         rows, columns = height // patch[1], width // patch[2]
-        times = torch.arange(-references, frames - references, device=hidden_states.device)
-        rotary = self.rotary(times, torch.where(times < 0, rows, 0), rows, columns)
+        kept = Kept() if kept is None else kept
+        if kept.rotary is None:
+            times = torch.arange(-references, frames - references, device=hidden_states.device)
+            kept.rotary = self.rotary(times, torch.where(times < 0, rows, 0), rows, columns)
 
         tokens = self.patch_embedding(hidden_states)
         if self.ray_embedding is not None and rays is not None:
-            tokens = tokens + self.ray_embedding(rays)
+            kept.rays = self.ray_embedding(rays) if kept.rays is None else kept.rays
+            tokens = tokens + kept.rays
         tokens = tokens.flatten(2).transpose(1, 2)
-        if encoder_hidden_states is None:
-            if self.null_text is None:
-                raise InvalidValueError("this backbone has no learned null text; pass encoder_hidden_states")
-            encoder_hidden_states = self.null_text.expand(batch, -1, -1)
         embedder = self.condition_embedder
-        text = embedder.text_embedder(encoder_hidden_states)
+        if kept.text is None:
+            if encoder_hidden_states is None:
+                if self.null_text is None:
+                    raise InvalidValueError("this backbone has no learned null text; pass encoder_hidden_states")
+                encoder_hidden_states = self.null_text.expand(batch, -1, -1)
+            kept.text = embedder.text_embedder(encoder_hidden_states)
         with torch.autocast(timestep.device.type, enabled=False):  # in the precision of its weights, as diffusers does
             waves = embedder.timesteps_proj(timestep.flatten()).unflatten(0, (batch, frames))
             embedded = embedder.time_embedder(waves.to(embedder.time_embedder.linear_1.weight.dtype))
-        embedded = embedded.type_as(text)
+        embedded = embedded.type_as(kept.text)
         modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(2, (6, -1))
 
         hints: dict[int, Tensor] = {}
         skip = references * rows * columns
         if readout is not None and memory_scale and self.readout_embedding is not None:
-            branch = self.patch_embedding(readout)
-            if readout_extra is not None:
-                branch = branch + self.readout_embedding(readout_extra)
-            branch = branch.flatten(2).transpose(1, 2)
-            seen_rotary = tuple(r[:, skip:] for r in rotary)
+            if kept.branch is None:
+                kept.branch = self.patch_embedding(readout)
+                if readout_extra is not None:
+                    kept.branch = kept.branch + self.readout_embedding(readout_extra)
+                kept.branch = kept.branch.flatten(2).transpose(1, 2)
+            branch, seen_rotary = kept.branch, tuple(r[:, skip:] for r in kept.rotary)
             for layer, block in zip(self.config.memory_layers, self.memory_blocks, strict=True):
-                branch, hint = self._run(block, branch, tokens[:, skip:], text, modulation[:, references:], seen_rotary)
+                name = f"memory.{layer}"
+                words = kept.words.get(name, kept.text)
+                branch, hint, kept.words[name] = self._run(
+                    block, branch, tokens[:, skip:], words, modulation[:, references:], seen_rotary
+                )
                 hints[layer] = hint if memory_scale == 1.0 else memory_scale * hint
 
         for layer, block in enumerate(self.blocks):
-            tokens = self._run(block, tokens, text, modulation, rotary)
+            name = str(layer)
+            words = kept.words.get(name, kept.text)
+            tokens, kept.words[name] = self._run(block, tokens, words, modulation, kept.rotary)
             if layer in hints:
                 tokens = torch.cat([tokens[:, :skip], tokens[:, skip:] + hints[layer]], 1)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ def test_before_training_the_sample_is_the_warp(config, make_chunk, steps):
 @pytest.mark.parametrize("steps", [1, 2, 3, 40])
 def test_the_solver_ends_on_a_constant_prediction(config, make_chunk, monkeypatch, steps, shift):
     denoiser, answer = Denoiser(config), torch.randn(1, 2, 4, 4, 6)
-    monkeypatch.setattr(denoiser, "clean", lambda x, sigma, condition: answer)
+    monkeypatch.setattr(denoiser, "clean", lambda x, sigma, condition, kept: answer)
     result = sample(denoiser, make_chunk(), torch.randn_like(answer), SamplerConfig(steps, shift))
     torch.testing.assert_close(result, answer, atol=1e-3, rtol=1e-3)
 
@@ -100,3 +101,33 @@ def test_configs_check_themselves():
         SamplerConfig(steps=0)
     with pytest.raises(InvalidValueError, match="must be positive"):
         DenoiserConfig(layers=0)
+
+
+def test_what_no_step_changes_is_made_once_a_chunk(config, make_chunk, monkeypatch):
+    denoiser = Denoiser(replace(config, learned_text=False, prediction="velocity")).eval()
+    network = denoiser.transformer
+    for block in network.memory_blocks:
+        torch.nn.init.normal_(block.proj_out.weight)
+    condition, noise = replace(make_chunk(), text=torch.randn(1, 5, 8)), torch.randn(1, 2, 4, 4, 6)
+
+    calls: Counter[str] = Counter()
+    for name, module in network.named_modules():
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    rotary = network.rotary
+    monkeypatch.setattr(network, "rotary", lambda *where: calls.update(["rotary"]) or rotary(*where))
+    once = sample(denoiser, condition, noise, SamplerConfig(steps=3))
+    words = [f"{block}.attn2.{part}" for block in words_of(network) for part in ("to_k", "norm_k", "to_v")]
+    constant = ["rotary", "condition_embedder.text_embedder", "readout_embedding", "ray_embedding", *words]
+    assert {name: calls[name] for name in constant} == dict.fromkeys(constant, 1)
+    assert calls["patch_embedding"] == 3 + 1  # the frames of every step, and the readout
+    assert calls["blocks.0.attn1.to_q"] == calls["memory_blocks.1.attn2.to_q"] == calls[""] == 3
+
+    clean = Denoiser.clean
+    monkeypatch.setattr(Denoiser, "clean", lambda self, x, sigma, told, kept: clean(self, x, sigma, told))
+    assert torch.equal(once, sample(denoiser, condition, noise, SamplerConfig(steps=3)))
+    assert calls["blocks.0.attn2.to_k"] == 1 + 3
+
+
+def words_of(network):
+    """The names of all blocks that read the prompt."""
+    return [f"{kind}.{i}" for kind in ("blocks", "memory_blocks") for i in range(len(getattr(network, kind)))]

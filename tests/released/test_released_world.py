@@ -14,37 +14,9 @@ from mirage_env import cli
 from mirage_env.codec.wan import to_float
 from mirage_env.denoise import text
 from mirage_env.denoise.text import TEXT_TOKENS, PromptEncoder
-from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.perception import ComposedPerception
-from mirage_env.types import Cameras, SceneSpec
-from mirage_env.world_model import WorldModel, load_world
-
-SIZE = (64, 96)
-
-
-def flat_wall(images, cameras):
-    """A depth model of one's own: everything is two metres away."""
-    return torch.full((len(images), *SIZE), 2.0), None
-
-
-def scene(prompt: str | None = None) -> SceneSpec:
-    image = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
-    return SceneSpec(torch.eye(4), intrinsics_from_fov(1.2, SIZE), 1.2, image, prompt=prompt)
-
-
-def path(count: int, start: int = 1) -> Cameras:
-    poses = torch.eye(4).repeat(count, 1, 1)
-    poses[:, 0, 3] = 0.05 * torch.arange(start, start + count)
-    return Cameras(poses, intrinsics_from_fov(1.2, SIZE).expand(count, 3, 3), SIZE)
-
-
-def walk(model: WorldModel, prompt: str | None = None):
-    """Two chunks of two latent frames, with eyes that see a wall."""
-    model = model.with_perception(ComposedPerception(flat_wall))
-    _, state = model.begin(scene(prompt), seed=3)
-    first, state = model.advance(state, path(8))
-    second, state = model.advance(state, path(8, 9))
-    return torch.cat([first.rgb, second.rgb]), state
+from mirage_env.world_model import load_world
+from tests.released.walks import SIZE, flat_wall, path, scene, walk
 
 
 def test_training_free_image_to_chunk_to_update_to_second_chunk(make_preset, free):
@@ -121,12 +93,6 @@ def test_info_says_the_mode(make_preset, adapter, free, monkeypatch, capsys):
         with pytest.raises(SystemExit) as left:
             cli.main()
         assert left.value.code == 0 and mode in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize("how", ["model", "group"])
-def test_offloading_changes_no_number(make_preset, free, how):
-    plain, offloaded = (load_world(make_preset(**free, offload=o), SIZE, "cpu") for o in ("none", how))
-    assert torch.equal(walk(plain)[0], walk(offloaded)[0])
 
 
 def test_the_environment_runs_it(make_preset, free):
