@@ -178,8 +178,8 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            help="render, codec, perception, latents, refiner, denoiser, walks or finetune; at full size branch or "
-            "lora; all: one after another."
+            help="render, codec, perception, latents, refiner, denoiser, walks, finetune or decoder; at full size "
+            "branch or lora; all: one after another."
         ),
     ] = "all",
     recipe: Annotated[

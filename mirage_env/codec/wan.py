@@ -141,6 +141,11 @@ class WanCodec(nn.Module):
         return cls(config, vae)
 
     @property
+    def decoder(self) -> nn.ModuleDict:
+        """All that a latent passes through on its way back to a picture."""
+        return nn.ModuleDict({"post_quant_conv": self.vae.post_quant_conv, "decoder": self.vae.decoder})
+
+    @property
     def channels(self) -> int:
         return self.config.channels
 
@@ -176,11 +181,10 @@ class WanCodec(nn.Module):
 
     def decode(self, latents: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b frames 3 H W"]:
         """Videos in [-1, 1] of 1 + (t - 1) * temporal_stride frames, each decoded afresh."""
-        b, t = latents.shape[:2]
-        z = latents * self.std[:, None, None] + self.mean[:, None, None]
+        z = self.denormalise(latents)
         if not self.frames_alone:
             return self.vae.decode(z.transpose(1, 2)).sample.transpose(1, 2)
-        return self.decode_raw(z.flatten(0, 1)).clamp(-1.0, 1.0).unflatten(0, (b, t))
+        return self.decode_raw(z.flatten(0, 1)).clamp(-1.0, 1.0).unflatten(0, z.shape[:2])
 
     def decode_after(
         self, overlap: Float[Tensor, "b o c h w"], latents: Float[Tensor, "b t c h w"]
@@ -209,6 +213,9 @@ class WanCodec(nn.Module):
 
     def normalise(self, z: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def denormalise(self, latents: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        return latents * self.std[:, None, None] + self.mean[:, None, None]
 
 
 def to_float(rgb: UInt8[Tensor, "*b H W 3"]) -> Float[Tensor, "*b 3 H W"]:

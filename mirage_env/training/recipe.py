@@ -1,7 +1,7 @@
 """The whole way from nothing to the weights of a preset.
 
 render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
-and is fine-tuned on its own walks.
+and is fine-tuned on its own walks, and the codec's decoder learns to show them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
+from mirage_env.training.decoder import DecoderLossConfig, DecoderStage
 from mirage_env.training.full_size import AdapterRecipe, run_adapter_stage
 from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, Stage, train
@@ -34,7 +35,7 @@ from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageNam
 from mirage_env.weights import load_weights
 from mirage_env.world_model import Preset, WorldModel
 
-STAGES = ("render", "codec", "perception", "latents", "refiner", "denoiser", "walks", "finetune")
+STAGES = ("render", "codec", "perception", "latents", "refiner", "denoiser", "walks", "finetune", "decoder")
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
 
@@ -67,6 +68,12 @@ class WalkTraining(WorldTraining):
 
 
 @dataclass(frozen=True)
+class DecoderTraining:
+    loop: LoopConfig
+    loss: DecoderLossConfig = field(default_factory=DecoderLossConfig)
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """`data.yaml` of a recipe."""
 
@@ -92,6 +99,7 @@ class Recipe:
     refiner: WorldTraining
     denoiser: WorldTraining
     finetune: WalkTraining
+    decoder: DecoderTraining
 
 
 def load_recipe(source: str | Path) -> Recipe | AdapterRecipe:
@@ -167,6 +175,11 @@ def run_stage(
         job = CodecStage(preset.codec, training.loss, *_pictures(stores, recipe, photos, folder), device=device)
     elif stage == "perception":
         job = PerceptionStage(_eyes(preset), training.loss, stores, device=device)
+    elif stage == "decoder":
+        codec, codec_hash = _codec(preset, folder)
+        walked_by = sha256_of(folder / "denoiser.safetensors")
+        _, photographs = _pictures(stores, recipe, photos, folder)
+        job = DecoderStage(codec, codec_hash, training.loss, stores, walked_by, photographs, device=device)
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
