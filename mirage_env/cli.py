@@ -29,6 +29,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 out = Console(highlight=False)
+Weights = Annotated[
+    Path | None, typer.Option(help="A folder of weights of your own, such as [bold]mirage-env train[/] leaves.")
+]
 
 
 @app.command()
@@ -45,6 +48,7 @@ def demo(
     size: Annotated[str, typer.Option(help="Frame size in pixels: 128, or HEIGHTxWIDTH.")] = "128",
     seed: Annotated[int, typer.Option(help="The same seed gives the same frames on a CPU.")] = 0,
     preset: Annotated[str, typer.Option(help="Which model, by name, or the path of a .yaml file.")] = "mirage-tiny",
+    weights: Weights = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Turn one picture into a walk: video, depth, poses and a contact sheet on disk.
@@ -64,11 +68,12 @@ def demo(
     poses = poses_of(trajectory, frames)
     source = load_image(image, height_width)  # a bad picture or folder is told before the models load
     target = prepare_folder(folder)
-    load_world(preset, height_width, device)
+    load_world(preset, height_width, device, weights)
     with _Meter("generating", frames) as meter:
         episode = generate(
-            image, poses, preset=preset, size=height_width, chunk=chunk, seed=seed, device=device, progress=meter.update
-        )
+            image, poses, preset=preset, size=height_width, chunk=chunk, seed=seed, device=device, weights=weights,
+            progress=meter.update,
+        )  # fmt: skip
     files = write_walk(
         target,
         episode.frames,
@@ -178,8 +183,8 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            help="render, codec, perception, latents, refiner, denoiser, walks, finetune or decoder; at full size "
-            "branch or lora; all: one after another."
+            help="render, codec, perception, latents, refiner, denoiser, walks, finetune or decoder; the paper's "
+            "backbone, branch or lora, where the recipe has them; all: one after another."
         ),
     ] = "all",
     recipe: Annotated[
@@ -207,11 +212,12 @@ def train(
     """Train the embedded model anew, or an adapter at full size. Every stage goes on where it was cut off.
 
     [dim]mirage-env train --photos ~/Pictures --minutes 10[/]
+    [dim]mirage-env train --recipe mirage-tiny-two-stage[/]  the paper's two stages instead of joint training
     [dim]tensorboard --logdir runs[/]  shows losses and sample strips (with the extra "train").
     [dim]mirage-env train --preset wan2.2-ti2v-5b --data STORE[/]  (on several GPUs: docs/full-size.md)
     """
     from mirage_env.artefacts import prepare_folder
-    from mirage_env.training.recipe import load_recipe, run_stage
+    from mirage_env.training.recipe import AdapterRecipe, load_recipe, run_stage
     from mirage_env.world_model import resolve_device
 
     recipe = "smoke" if smoke else recipe
@@ -230,7 +236,13 @@ def train(
         if not whole:
             out.print(f"{name} is not finished; the same command goes on")
             return
-    out.print(f"done; the weights are in {escape(str(target))}")
+    place = escape(str(target if isinstance(plan, AdapterRecipe) else target / "weights"))
+    out.print(f"done; the weights are in {place}", soft_wrap=True)
+    if not isinstance(plan, AdapterRecipe):
+        own = "" if plan.data.preset == "mirage-tiny" else f" --preset {plan.data.preset}"
+        out.print("\nNext, walk in them, and score them:")
+        out.print(f"  [bold]mirage-env demo{own} --weights {place}[/]", soft_wrap=True)
+        out.print(f"  [bold]mirage-env eval run{own} --weights {place} --scenes 4[/]", soft_wrap=True)
 
 
 @app.command()
@@ -331,7 +343,8 @@ def eval_run(
         Path | None, typer.Option("--out", help="Results; name it again to go on. [dim]eval/SUITE[/]")
     ] = None,
     ablations: Annotated[str, typer.Option("--with", help="Ablations beside the model, by name, with commas.")] = "",
-    weights: Annotated[
+    weights: Weights = None,
+    beside: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER of weights trained otherwise, as one more row; repeatable.")
     ] = None,
     inputs: Annotated[
@@ -352,6 +365,7 @@ def eval_run(
     """Score the model, its baselines and any ablations on a suite; write report.html and report.json.
 
     [dim]mirage-env eval run --suite closed-loop --with paper-write,true-depth --out eval/closed-loop[/]
+    [dim]mirage-env eval run --weights runs/mirage-tiny --beside two-stage=runs/mirage-tiny-two-stage[/]
     """
     from mirage_env.evaluation.candidates import STANDARD, choose_ablations, other_model
     from mirage_env.evaluation.inputs import read_inputs
@@ -361,14 +375,14 @@ def eval_run(
     height_width = parse_size(size)
     chosen = read_inputs(inputs, images, metres_per_unit, camera_height, frames) if inputs else load_suite(suite)
     candidates = STANDARD | choose_ablations([name for name in ablations.split(",") if name])
-    others = dict(text.partition("=")[::2] for text in weights or [])
-    if not all(others.values()):
-        raise InvalidValueError(
-            f"--weights takes NAME=FOLDER, got {next(n for n, place in others.items() if not place)}"
-        )
-    model = load_world(preset, height_width, device)
-    for name, place in others.items():
+    for text in beside or []:
+        name, _, place = text.partition("=")
+        if not name.replace("-", "").isalnum() or not place:  # a name is also that of files
+            raise InvalidValueError(f"--beside takes NAME=FOLDER, NAME of letters, digits and hyphens, got {text}")
+        if name in candidates:
+            raise InvalidValueError(f'--beside {text}: the row "{name}" is taken; give another name')
         candidates[name] = other_model(load_world(preset, height_width, device, weights=Path(place)), Path(place))
+    model = load_world(preset, height_width, device, weights)
     _evaluate(chosen, model, candidates, folder, scenes, cache, preset)
 
 

@@ -584,13 +584,21 @@ def load_world(
     """The preset's world model with its weights; one a process for the same arguments.
 
     `preset` is a name in `envs_config/` or the path of a YAML; `size` is (H, W); `weights` is a folder of weights that
-    were trained for this preset, in place of those that come with it. Raises `UnknownNameError`, `InvalidValueError` or
-    `WeightsError`, each in one sentence.
+    were trained for this preset, or the folder of a training, in place of those that come with it. Raises
+    `UnknownNameError`, `InvalidValueError` or `WeightsError`, each in one sentence.
     """
-    folder = None if weights is None else str(weights)
+    folder = None if weights is None else _own(weights)
     model = _load_world(str(preset), check_size(size), str(resolve_device(device)), folder)
     model.name = Path(preset).stem
     return model
+
+
+def _own(weights: str | Path) -> str:
+    """Somebody's weights by a name that means the same wherever the process goes."""
+    if not isinstance(weights, (str, Path)):
+        raise InvalidValueError(f"weights must be the path of a folder, got {weights!r}")
+    place = Path(weights).expanduser()
+    return str(place.resolve()) if place.is_dir() else str(weights)
 
 
 @lru_cache(maxsize=4)
@@ -679,13 +687,15 @@ def generate(
     fov_deg: float | Literal["auto"] = "auto",
     camera_height_m: float = 1.2,
     device: str = "auto",
+    weights: str | Path | None = None,
     progress: Any = None,
 ) -> Episode:
     """Walks through a picture without gym.
 
     `cameras` are the T cameras after the first one, which is the picture's own, level at the world's origin; an array
     of world_from_camera poses shares the picture's intrinsics. `chunk` latent frames are generated together; the last
-    chunk is shorter where `chunk` does not divide T. `progress(done, total)` is called after every chunk.
+    chunk is shorter where `chunk` does not divide T. `weights` are your own, see `load_world`. After every chunk
+    `progress(done, total)` is called.
     """
     from mirage_env.images import load_image
 
@@ -698,7 +708,7 @@ def generate(
         None if isinstance(cameras, Cameras) else torch.from_numpy(check_array("cameras", cameras, (-1, 4, 4)).copy())
     )
     loaded = load_image(image, size)
-    model = load_world(preset, size, device)
+    model = load_world(preset, size, device, weights)
     fov = given or loaded.fov_deg or DEFAULT_FOV_DEG
     intrinsics = intrinsics_from_fov(float(np.radians(fov)), size)
     if not isinstance(cameras, Cameras):

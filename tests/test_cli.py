@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from mirage_env import cli, world_model
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
+from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames
 
 
@@ -138,16 +140,29 @@ def test_size() -> None:
 def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from mirage_env.world_model import load_world
-
     assert mirage_env(monkeypatch, "train", "--smoke", "--out", str(tmp_path), "--device", "cpu") == 0
-    for name in ("codec", "perception", "refiner", "denoiser", "finetune", "decoder"):
+    stages = ("codec", "perception", "refiner", "backbone", "branch", "lora", "denoiser", "finetune", "decoder")
+    for name in stages:
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [2, 4]
         with Image.open(tmp_path / f"{name}.png") as strip:
             assert strip.height in (2 * 64, 3 * 64, 4 * 64)  # rows of pictures of 64 pixels
         assert list((tmp_path / "tensorboard" / name).iterdir())
-    assert load_world("mirage-tiny", (64, 64), "cpu", weights=tmp_path).weights.keys() >= {"denoiser", "decoder"}
+    trained = {
+        part: sha256_of(tmp_path / f"{stage}.safetensors")
+        for part, stage in (("denoiser", "finetune"), ("decoder", "decoder"))
+    }
+    env = gym.make("mirage_env:Mirage-v0", size=(64, 64), device="cpu", weights=tmp_path)
+    assert env.unwrapped.world.weights.items() >= trained.items()  # the stages that were finished last
+    env.reset(seed=0)
+    assert env.step([1.0, 0.0, 0.0])[0]["rgb"].shape == (64, 64, 3)
+    own = ("--weights", tmp_path / "weights", "--beside", f"two-stage={tmp_path}", "--size", "64", "--device", "cpu")
+    arguments = ("eval", "run", "--suite", "photos", "--scenes", "1", "--out", tmp_path / "eval", *own)
+    assert mirage_env(monkeypatch, *arguments) == 0
+    report = json.loads((tmp_path / "eval" / "report.json").read_text())
+    assert report["weights_sha256"] == env.unwrapped.world.weights
+    rows = report["results"]["summary"]
+    assert rows["model"] == rows["two-stage"] != rows["no-memory"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +174,8 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
         ),
         (
             ["--recipe", "mirage-tny"],
-            'unknown recipe "mirage-tny"; known are mirage-tiny, smoke, wan2.2-ti2v-5b; did you mean "mirage-tiny"?',
+            'unknown recipe "mirage-tny"; known are mirage-tiny, mirage-tiny-two-stage, smoke, wan2.2-ti2v-5b; '
+            'did you mean "mirage-tiny"?',
         ),
         (["codec", "--device", "tpu"], 'device must be auto, cpu or an available cuda, got "tpu"; use cpu'),
     ],

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from mirage_env.errors import WeightsError
+from mirage_env.resources import WEIGHTS
 from mirage_env.weights import load_weights, read_card, save_weights
+from mirage_env.weights.checkpoint import find
 
 
 @pytest.fixture
@@ -35,6 +37,17 @@ def test_missing_damaged_and_foreign_files_are_told(saved, tmp_path):
         load_weights(saved, nn.Linear(3, 4), "depth")
     with pytest.raises(WeightsError, match="trained for the codec aaaaaaaaaaaa, but the codec in use is bbbbbbbbbbbb"):
         load_weights(saved, nn.Linear(3, 2), "depth", codec_hash="b" * 64)
+
+
+def test_weights_are_found_by_name_and_in_the_folder_of_a_training(tmp_path, monkeypatch):
+    training, plain = tmp_path / "runs" / "mine", tmp_path / "mirage-tiny"
+    (training / "weights").mkdir(parents=True)
+    plain.mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find(str(training)) == training / "weights" and find("runs/mine").resolve() == training / "weights"
+    assert find("mirage-tiny") == WEIGHTS / "mirage-tiny" and find(str(plain)) == plain  # a preset's name, and a path
+    with pytest.raises(WeightsError, match="no weights at /nowhere; name a folder"):
+        find("/nowhere")
 
 
 def test_a_safetensors_file_without_card_is_foreign(tmp_path):

@@ -111,6 +111,8 @@ class ChunkCondition:
     """The prompt's embedding, where the backbone reads words."""
     memory_scale: float = 1.0
     """How much of the branch's hints the backbone gets; 0 switches the branch off."""
+    past_sigma: Float[Tensor, " b"] | None = None
+    """Noise level of the frames that are called clean, told through their timestep; None: they are."""
 
     @property
     def base(self) -> Float[Tensor, "b n c h w"]:
@@ -122,15 +124,21 @@ class ChunkCondition:
         """The target cells that the memory shows."""
         return self.readout_extra[:, self.noisy[self.references :], :1] > 0
 
+    def with_noise(self, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b f c h w"]) -> ChunkCondition:
+        """Noise on the clean frames, and told; targets and memory stay as they are."""
+        level = sigma[:, None, None, None, None]
+        noised = (1 - level) * self.clean + level * noise
+        return replace(self, clean=torch.where(self.noisy[:, None, None, None], self.clean, noised), past_sigma=sigma)
+
     def to(self, device: torch.device | str) -> ChunkCondition:
         """The same condition on another device."""
-        names = ("clean", "noisy", "readout", "readout_extra", "rays", "context", "text")
+        names = ("clean", "noisy", "readout", "readout_extra", "rays", "context", "text", "past_sigma")
         return replace(self, **{x: getattr(self, x).to(device) for x in names if getattr(self, x) is not None})
 
     @staticmethod
     def cat(conditions: list[ChunkCondition]) -> ChunkCondition:
         """Worlds with equal segment lengths side by side."""
-        names = ("clean", "readout", "readout_extra", "rays", "context", "text")
+        names = ("clean", "readout", "readout_extra", "rays", "context", "text", "past_sigma")
         given = [x for x in names if getattr(conditions[0], x) is not None]
         worlds: dict[str, Any] = {x: torch.cat([getattr(c, x) for c in conditions]) for x in given}
         return replace(conditions[0], **worlds)
@@ -225,7 +233,8 @@ class Denoiser(nn.Module):
             frames[:, noisy] = self._guess(sample, sigma, condition.base).to(frames.dtype)
         else:
             frames[:, noisy] = sample.to(frames.dtype)
-        timestep = torch.where(noisy, 1000.0 * sigma[:, None].float(), 0.0)
+        past_sigma = torch.zeros_like(sigma) if condition.past_sigma is None else condition.past_sigma
+        timestep = 1000.0 * torch.where(noisy, sigma[:, None].float(), past_sigma[:, None].float())
         extra = condition.readout_extra if self.config.extra_readout else condition.readout_extra[:, :, :1]
         output = self.transformer(
             frames.transpose(1, 2),

@@ -100,6 +100,15 @@ def add_lora(transformer: MemoryTransformer, shape: LoraShape) -> None:
     )
 
 
+def freeze_backbone(transformer: MemoryTransformer, lora: LoraShape | None) -> None:
+    """What the paper's stages train: the branch, and with `lora` fresh LoRA beside it; nothing of the backbone."""
+    transformer.requires_grad_(False)
+    if lora is not None:
+        add_lora(transformer, lora)
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(name.startswith(BRANCH) or ".lora_" in name)
+
+
 def save_adapter(
     folder: Path,
     transformer: MemoryTransformer,

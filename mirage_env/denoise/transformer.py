@@ -312,21 +312,33 @@ class MemoryTransformer(WanTransformer3DModel):
         model.rope = backbone.rope  # its tables are not part of the state
         missing, unexpected = model.load_state_dict(backbone.state_dict(), strict=False, assign=True)
         assert not unexpected and all(key.startswith(BRANCH) for key in missing)
-        for block, layer in zip(model.memory_blocks, memory_layers, strict=True):
-            source = {key: value.clone() for key, value in backbone.blocks[layer].state_dict().items()}
-            missing = block.load_state_dict(source, strict=False, assign=True).missing_keys
-            assert all(key.startswith("proj_") for key in missing)
+        model._copy_blocks()
         like = backbone.proj_out.weight
         for module in model.modules():
             own = [p for p in module.parameters(recurse=False) if p.is_meta]
             if own:
                 module.to_empty(device=like.device, recurse=False).to(like.dtype)
-        for block in model.memory_blocks:
+        model._silence_branch()
+        return model.train(backbone.training)
+
+    def restart_branch(self) -> None:
+        """As `from_backbone` begins: the branch copies the backbone's blocks and adds nothing yet."""
+        self._copy_blocks()
+        self._silence_branch()
+
+    def _copy_blocks(self) -> None:
+        for block, layer in zip(self.memory_blocks, self.config.memory_layers, strict=True):
+            source = {key: value.clone() for key, value in self.blocks[layer].state_dict().items()}
+            missing = block.load_state_dict(source, strict=False, assign=True).missing_keys
+            assert all(key.startswith("proj_") for key in missing)
+
+    def _silence_branch(self) -> None:
+        for block in self.memory_blocks:
+            assert isinstance(block, MemoryBlock)
             block.reset_projections()
-        for embedding in (model.readout_embedding, model.ray_embedding):
+        for embedding in (self.readout_embedding, self.ray_embedding):
             if embedding is not None:
                 nn.init.zeros_(embedding.weight)
-        return model.train(backbone.training)
 
 
 def _zero_conv(channels: int, dim: int, patch: Sequence[int]) -> nn.Conv3d:

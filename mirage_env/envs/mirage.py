@@ -29,7 +29,7 @@ class MirageEnv(WalkEnv):
         images: a pool to draw from at each reset: a folder, a text file with one path a line (relative to the file,
             `#` begins a comment), or a list of anything that `image` takes. Without either, a built-in picture. One
             that cannot be used is named in a warning and left out.
-        preset: the model, see `mirage_env.world_model.load_world`.
+        preset, weights: the model, and a folder of weights of your own for it, see `mirage_env.world_model.load_world`.
         prompt: words that accompany the image, for presets that read text.
         size: (H, W) of the frames.
         device: where the model runs; "auto" is a GPU where there is one.
@@ -50,11 +50,14 @@ class MirageEnv(WalkEnv):
         prompt: str | None = None,
         size: Sequence[int] = (128, 128),
         device: str = "auto",
+        weights: str | Path | None = None,
         **walk: Any,
     ):
         from mirage_env.world_model import load_world
 
-        EzPickle.__init__(self, image, images, preset=preset, prompt=prompt, size=size, device=device, **walk)
+        EzPickle.__init__(
+            self, image, images, preset=preset, prompt=prompt, size=size, device=device, weights=weights, **walk
+        )
         if sum(given is not None for given in (image, images, walk.get("world"))) > 1:
             raise InvalidValueError("give one of image, images and world, not several")
         self.prompt, size = prompt, check_size(size)
@@ -62,7 +65,7 @@ class MirageEnv(WalkEnv):
             self.pool = [DEFAULT_IMAGE if image is None else image]
         else:
             self.pool = usable_pictures(picture_pool(images), size)
-        WalkEnv.__init__(self, load_world(preset, size, device), **walk)
+        WalkEnv.__init__(self, load_world(preset, size, device, weights), **walk)
         self._only = load_image(self.pool[0], self.world.size) if len(self.pool) == 1 else None
 
     def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:

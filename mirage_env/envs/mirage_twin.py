@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class MirageTwinEnv(WalkEnv):
             `MirageSim-v0`, so that an agent which sees the dream is scored on what is there; "dream": they are those of
             the generated world, as in `Mirage-v0`. The body is the same in both worlds, so one of them must decide.
         family, scene_seed: the scene, as in `MirageSim-v0`.
-        preset, device: the model, as in `Mirage-v0`.
+        preset, weights, device: the model, as in `Mirage-v0`.
         size: (H, W) of the frames.
         **walk: everything else is shared by all worlds, see `WalkEnv`.
     """
@@ -100,19 +101,21 @@ class MirageTwinEnv(WalkEnv):
         preset: str = "mirage-tiny",
         size: Sequence[int] = (128, 128),
         device: str = "auto",
+        weights: str | Path | None = None,
         **walk: Any,
     ):
         from mirage_env.world_model import load_world
 
         EzPickle.__init__(
-            self, judge=judge, family=family, scene_seed=scene_seed, preset=preset, size=size, device=device, **walk
-        )
+            self, judge=judge, family=family, scene_seed=scene_seed, preset=preset, size=size, device=device,
+            weights=weights, **walk,
+        )  # fmt: skip
         if judge not in JUDGES:
             raise UnknownNameError("judge", judge, JUDGES)
         self.judge = judge
         self.scene_seed = None if scene_seed is None else check_scene_seed(scene_seed)
         truth = SimulatorWorld(check_size(size), family)
-        WalkEnv.__init__(self, TwinWorld(load_world(preset, truth.size, device), truth), **walk)
+        WalkEnv.__init__(self, TwinWorld(load_world(preset, truth.size, device, weights), truth), **walk)
 
     def scene(self, options: Mapping[str, Any]) -> tuple[SceneSpec, dict[str, Any]]:
         seed = draw_scene_seed(options, self.scene_seed, self.np_random)

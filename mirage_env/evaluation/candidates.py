@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from mirage_env.codec.wan import to_float, to_uint8
+from mirage_env.denoise.denoiser import ChunkCondition
+from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.evaluation.codec import reconstruct
 from mirage_env.evaluation.metrics import cells_to_pixels
@@ -136,6 +138,15 @@ def generate_from_video_latents(model: WorldModel, walk: Walk) -> Guess:
     return generate(model.with_parts(denoise=denoise, encode=encode), walk)
 
 
+def generate_training_free(model: WorldModel, walk: Walk) -> Guess:
+    """The branch switched off; in the first half of four steps the sample's visible cells give way to the readout."""
+
+    def denoise(noise: Tensor, condition: ChunkCondition) -> Tensor:
+        return sample(model.denoiser, condition, noise, SamplerConfig(steps=4, replace=0.5))
+
+    return generate(model.with_parts(denoise=denoise), walk)
+
+
 # ---- what it is compared with --------------------------------------------------------------------------------------
 
 
@@ -213,8 +224,9 @@ ABLATIONS = {
     "video-latents": Candidate(
         "denoised latents are remembered, not those of the decoded pictures", generate_from_video_latents
     ),
+    "training-free": Candidate("the branch is off, readout tokens replace parts of the sample", generate_training_free),
 }
-"""One thing changed, the weights kept; `--weights NAME=FOLDER` adds models that were trained otherwise."""
+"""One thing changed, the weights kept; `--beside NAME=FOLDER` adds models that were trained otherwise."""
 
 
 def choose_ablations(names: list[str]) -> dict[str, Candidate]:

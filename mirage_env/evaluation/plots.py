@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import cycle
 from math import ceil, floor, isfinite, log10
 
 from mirage_env.evaluation.metrics import Interval
 
-COLOURS = ("#2a9d8f", "#e76f51", "#8d6cab", "#457b9d", "#d4a02a", "#6c757d", "#b5476b", "#5a8f3d", "#1d6fb8", "#a0522d")
-"""One a series, in the order in which they are given."""
+COLOURS = (
+    "#2a9d8f", "#e76f51", "#8d6cab", "#457b9d", "#d4a02a", "#6c757d", "#b5476b",
+    "#5a8f3d", "#1d6fb8", "#a0522d", "#c77dba", "#3f7d6e", "#b08900",
+)  # fmt: skip
+"""One a series, in the order in which they are given; but see `_FIXED`."""
+_FIXED = {
+    "model": "#2a9d8f", "submission": "#2a9d8f", "no-memory": "#e76f51", "warp-true-depth": "#8d6cab",
+    "warp-predicted-depth": "#457b9d", "first-frame": "#d4a02a", "codec": "#6c757d", "perception": "#b5476b",
+}  # fmt: skip
+"""What stands in every report has one colour in all of its charts."""
 
 
 def line_chart(series: Mapping[str, Sequence[Interval]], x_label: str, y_label: str, band: str = "model") -> str:
@@ -38,7 +47,7 @@ def line_chart(series: Mapping[str, Sequence[Interval]], x_label: str, y_label: 
     middle = (left + width - right) / 2
     parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
     labels = []
-    for colour, (name, values) in zip(_colours(len(drawn)), drawn.items(), strict=True):
+    for colour, (name, values) in zip(_colours(drawn), drawn.items(), strict=True):
         if name == band:
             edge = [f"{x(i):.1f},{y(v.low):.1f}" for i, v in enumerate(values)]
             edge += [f"{x(i):.1f},{y(v.high):.1f}" for i, v in reversed(list(enumerate(values)))]
@@ -76,7 +85,7 @@ def interval_chart(rows: Mapping[str, Interval], unit: str, marks: Mapping[str, 
     for name, at in marks.items():
         parts.append(f'<line class="mark" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{top - 4}" y2="{height - 24}"/>')
         parts.append(f'<text x="{x(at):.1f}" y="{top - 8}" text-anchor="middle">{escape(name)}</text>')
-    for row, (colour, (name, value)) in enumerate(zip(_colours(len(shown)), shown.items(), strict=True)):
+    for row, (colour, (name, value)) in enumerate(zip(_colours(shown), shown.items(), strict=True)):
         y = top + step * (row + 0.5)
         parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{_words(name)}</text>')
         parts.append(
@@ -87,6 +96,59 @@ def interval_chart(rows: Mapping[str, Interval], unit: str, marks: Mapping[str, 
         parts.append(
             f'<text class="number" x="{width - right + 10}" y="{y + 4:.1f}">{number(value.mean)} {unit}</text>'
         )
+    return "".join([*parts, "</svg>"])
+
+
+def gap_chart(marks: Mapping[str, float], low: str, high: str, reached: str, unit: str) -> str:
+    """Where everybody stands on one line; the way from `low` to `high` is drawn, and how far `reached` comes."""
+    width, left, right, y = 1032, 24, 24, 46
+    lowest, highest = min(marks.values()), max(marks.values())
+
+    def x(value: float) -> float:
+        return left + (width - left - right) * (value - lowest) / max(highest - lowest, 1e-9)
+
+    def stroke(a: float, b: float, colour: str, thick: int) -> str:
+        ends = f'x1="{x(a):.1f}" x2="{x(b):.1f}" y1="{y}" y2="{y}"'
+        return f'<line {ends} stroke="{colour}" stroke-width="{thick}" stroke-linecap="round"/>'
+
+    colours = dict(zip(marks, _colours(marks), strict=True))
+    parts = [
+        _open(width, 92, f"{reached} between {low} and {high}"),
+        f'<g class="way">{stroke(lowest, highest, "", 4)}',
+    ]
+    parts.append(f"</g><g opacity='.3'>{stroke(marks[low], marks[high], colours[reached], 10)}</g>")
+    parts.append(stroke(marks[low], min(max(marks[reached], marks[low]), marks[high]), colours[reached], 10))
+    half = 68  # of the widest label
+    others = sorted((name for name in marks if name != reached), key=marks.__getitem__)
+    middles = [min(max(x(marks[name]), half), width - half) for name in others]
+    for name, place in zip(others, _apart(middles, 2 * half, width - half), strict=True):
+        parts.append(f'<circle cx="{x(marks[name]):.1f}" cy="{y}" r="5" fill="{colours[name]}"/>')
+        stem = f'x1="{x(marks[name]):.1f}" x2="{place:.1f}" y1="{y + 8}" y2="65"'
+        parts.append(f'<line {stem} stroke="{colours[name]}" opacity=".5"/>')
+        label = f"{_words(name)} {number(marks[name])}"
+        parts.append(f'<text x="{place:.1f}" y="78" text-anchor="middle" style="fill:{colours[name]}">{label}</text>')
+    parts.append(f'<circle class="here" cx="{x(marks[reached]):.1f}" cy="{y}" r="9" fill="{colours[reached]}"/>')
+    parts.append(
+        f'<text class="number" x="{min(max(x(marks[reached]), half), width - half):.1f}" y="20" text-anchor="middle">'
+        f"{_words(reached)} {number(marks[reached])} {unit}</text>"
+    )
+    return "".join([*parts, "</svg>"])
+
+
+def bar_chart(value: Interval, floor: float, aim: float, spread: bool = False) -> str:
+    """How far a value comes between a floor and an aim, which lie at fixed places; `spread`: nearness to 1 counts."""
+    width, y = 220, 11
+
+    def x(number: float) -> float:
+        at = 1.0 - abs(number - 1.0) if spread else number
+        return 110 + 60 * min(max((at - floor) / (aim - floor), -1.7), 1.7)
+
+    parts = [f'<svg class="bar" viewBox="0 0 {width} 22" role="img" aria-label="{number(value.mean)}">']
+    parts.append(f'<line class="grid" x1="8" x2="212" y1="{y}" y2="{y}"/>')
+    parts += [f'<line class="mark" x1="{at}" x2="{at}" y1="2" y2="20"/>' for at in (110, 170)]
+    ends = f'x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y}" y2="{y}"'
+    parts.append(f'<line {ends} stroke="currentColor" stroke-width="4" stroke-linecap="round" opacity=".35"/>')
+    parts.append(f'<circle cx="{x(value.mean):.1f}" cy="{y}" r="5" fill="currentColor"/>')
     return "".join([*parts, "</svg>"])
 
 
@@ -122,7 +184,7 @@ def log_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     middle = (left + width - right) / 2
     title = f"{escape(y_label)} over {escape(x_label)}"
     parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{title}</text>')
-    for colour, (name, line) in zip(_colours(len(series)), series.items(), strict=True):
+    for colour, (name, line) in zip(_colours(series), series.items(), strict=True):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in line]
@@ -147,8 +209,9 @@ def _words(name: str) -> str:
     return escape(name.replace("-", " "))
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _colours(names: Iterable[str]) -> list[str]:
+    free = cycle([colour for colour in COLOURS if colour not in _FIXED.values()] or COLOURS)
+    return [_FIXED.get(name) or next(free) for name in names]
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -16,7 +16,7 @@ from mirage_env.artefacts import versions
 from mirage_env.evaluation import lpips
 from mirage_env.evaluation.candidates import Candidate
 from mirage_env.evaluation.metrics import Interval
-from mirage_env.evaluation.plots import interval_chart, line_chart, number
+from mirage_env.evaluation.plots import bar_chart, gap_chart, interval_chart, line_chart, number
 from mirage_env.evaluation.readout import READOUT_METRICS
 from mirage_env.evaluation.run import TRUTH, SceneResult, moments, names_of, write_json
 from mirage_env.evaluation.scores import METRICS
@@ -108,18 +108,20 @@ def page(about: Mapping[str, Any], candidates: Mapping[str, Candidate], results:
     dots = interval_chart(decibels, "dB") + line_chart(by_frame, "frame", "PSNR, dB", lead)
     depth = line_chart(by_chunk, "chunk of 8 frames", "absolute relative error", lead)
     studied = "; ".join(f"{name.replace('_', ' ')}: {what}" for name, what in READOUT_METRICS.items())
+    figures = _strips(results)
+    first = figures.pop(len(figures) // 2)
+    means = "Means over scenes with their 95 % intervals."
     sections = [
         _head(about, results, lead),
+        _section("Look", first, "The scene of middling score; the first picture of every row is given."),
         _bars(suite, results) if lead == "model" else "",
-        _section(
-            "Scores", _scores(table, candidates), f"Means over scenes with their 95 % intervals. {_legend(table)}"
-        ),
-        _section("PSNR", dots, "Means over scenes; whiskers, and the shaded band, are 95 % intervals."),
+        _section("PSNR", f"<div class=pair>{dots}</div>" if dots else "", means),
+        _section("Scores", _scores(table, candidates) + _legend(table), means),
+        "<div class=pair>",
         _section("Depth error", depth, "Metric, static pixels without sky; perception sees true pictures one by one."),
         _section("Readout", _readout(results), f"Of the first picture written at true depth. {studied}."),
-        _section(
-            "Look", _strips(results), "From the worst scene to the best; the first picture of every row is given."
-        ),
+        "</div>",
+        _section("More scenes", "".join(figures), "From the lowest score to the highest."),
         _section("Scenes", _scenes(results, names), ""),
     ]
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
@@ -159,8 +161,20 @@ def _head(about: Mapping[str, Any], results: Sequence[SceneResult], lead: str) -
     return (
         f"<header><p class=kicker>Mirage env · evaluation</p><h1>{escape(str(about['suite']))}</h1>"
         f"<p>{escape(str(about['about']))}.</p><p class=facts>{facts}</p></header>"
-        f"<div class=cards>{cards}</div>{missing}"
+        f"<div class=cards>{cards}</div>{_gap(results, lead)}{missing}"
     )
+
+
+def _gap(results: Sequence[SceneResult], lead: str) -> str:
+    """The headline as a picture."""
+    table = summarise(results)
+    marks = {n: row["psnr_db"].mean for n, row in table.items() if "psnr_db" in row and row["psnr_db"].scenes}
+    shown = {
+        n: mean for n, mean in marks.items() if n in (lead, "no-memory", "warp-true-depth", "first-frame", "codec")
+    }
+    if not {lead, "warp-true-depth", "codec"} <= set(shown):
+        return ""
+    return gap_chart(shown, "warp-true-depth", "codec", lead, "dB")
 
 
 def _bars(suite: str, results: Sequence[SceneResult]) -> str:
@@ -171,11 +185,13 @@ def _bars(suite: str, results: Sequence[SceneResult]) -> str:
         within = f" (within {bar.floor:g} to {2 - bar.floor:g})" if bar.spread else ""
         rows.append(
             f"<tr><th>{escape(bar.label)}</th><td>{bar.floor:g}{within}</td><td>{bar.aim:g}</td>"
-            f"<td>{_cell(value)}</td><td class={verdict}>{_VERDICTS[verdict]}</td></tr>"
+            f"<td>{_cell(value)}</td><td class={verdict}>"
+            f"{bar_chart(value, bar.floor, bar.aim, bar.spread) if value.scenes else ''}</td>"
+            f"<td class={verdict}>{_VERDICTS[verdict]}</td></tr>"
         )
     if not rows:
         return ""
-    head = "<tr><th></th><th>floor</th><th>aim</th><th>measured</th><th></th></tr>"
+    head = "<tr><th></th><th>floor</th><th>aim</th><th>measured</th><th class=ends>floor, aim</th><th></th></tr>"
     return _section(
         "Bars", f"<table>{head}{''.join(rows)}</table>", "What the shipped weights should reach at 128 x 128."
     )
@@ -195,7 +211,10 @@ def _scores(table: Mapping[str, Mapping[str, Interval]], candidates: Mapping[str
 def _legend(table: Mapping[str, Mapping[str, Interval]]) -> str:
     metrics = list(next(iter(table.values()), {}))
     arrows = {"up": "higher is better", "down": "lower is better", "one": "1 is best"}
-    return " ".join(f"{METRICS[m].label}: {METRICS[m].about} ({arrows[METRICS[m].better]})." for m in metrics)
+    rows = (
+        f"<dt>{METRICS[m].label}</dt><dd>{escape(METRICS[m].about)}; {arrows[METRICS[m].better]}</dd>" for m in metrics
+    )
+    return f"<details><summary>What the scores are</summary><dl>{''.join(rows)}</dl></details>"
 
 
 def _readout(results: Sequence[SceneResult]) -> str:
@@ -210,7 +229,8 @@ def _readout(results: Sequence[SceneResult]) -> str:
     return f"<table><tr><th>depth brought down by</th>{head}</tr>{rows}</table>"
 
 
-def _strips(results: Sequence[SceneResult]) -> str:
+def _strips(results: Sequence[SceneResult]) -> list[str]:
+    """A figure a scene, the worst first."""
     lead = _lead(results)
     ranked = sorted(results, key=lambda r: -np.inf if isnan(v := r.value(lead, "psnr_db")) else v)
     chosen = [ranked[i] for i in sorted({round(x) for x in np.linspace(0, len(ranked) - 1, STRIPS)})]
@@ -221,14 +241,21 @@ def _strips(results: Sequence[SceneResult]) -> str:
         for name in [n for n in _ORDER if n in files] + sorted(set(files) - {*_ORDER, *_HIDDEN}):
             score = result.value(name, "psnr_db")
             note = "" if isnan(score) else f"{score:.1f} dB"
-            alone = " class=given" if name == TRUTH and _alone(files[name]) else ""
+            alone = _alone(files[name])
             picture = base64.b64encode(files[name].read_bytes()).decode()
             rows.append(
-                f"<div class=row><span>{escape(name.replace('-', ' '))}<small>{note}</small></span>"
-                f'<img{alone} alt="{escape(name)}" src="data:image/jpeg;base64,{picture}"></div>'
+                f"<div class='row {'lead' if name == lead else ''}'>"
+                f"<span>{escape(name.replace('-', ' '))}<small>{note}</small></span>"
+                f"<span class='frames {'given' if alone else ''}' style='--n:{1 if alone else len(_moments(result))}'>"
+                f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{picture}"></span></div>'
             )
         blocks.append(f"<figure><figcaption>{escape(result.id)}</figcaption>{''.join(rows)}{_ruler(result)}</figure>")
-    return "".join(blocks)
+    return blocks
+
+
+def _moments(result: SceneResult) -> list[int]:
+    """Which frames stand on the scene's strips."""
+    return moments(1 + max((len(score.psnr_db) for score in result.scores.values()), default=0))
 
 
 def _alone(file: Path) -> bool:
@@ -241,10 +268,7 @@ def _alone(file: Path) -> bool:
 
 def _ruler(result: SceneResult) -> str:
     """Frame numbers below the rows."""
-    count = max((len(score.psnr_db) for score in result.scores.values()), default=0)
-    if not count:
-        return ""
-    return f"<div class='row ruler'><span></span><div>{''.join(f'<i>{m}</i>' for m in moments(count + 1))}</div></div>"
+    return f"<div class='row ruler'><span></span><div>{''.join(f'<i>{m}</i>' for m in _moments(result))}</div></div>"
 
 
 def _scenes(results: Sequence[SceneResult], names: Sequence[str]) -> str:

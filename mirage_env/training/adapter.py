@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser
-from mirage_env.denoise.pretrained import LoraShape, add_lora, save_adapter
-from mirage_env.denoise.transformer import BRANCH
+from mirage_env.denoise.pretrained import LoraShape, freeze_backbone, save_adapter
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.protocol import Memory
 from mirage_env.training.chunks import ChunkConfig, ChunkStage, ClipSource
@@ -56,13 +55,11 @@ class AdapterStage(ChunkStage):
         about: dict[str, Any] | None = None,
     ):
         """What is trained is held in float32 and exported as `dtype`; the backbone stays as it is."""
-        transformer = denoiser.transformer.requires_grad_(False)
-        self.lora = lora if name == "lora" else None
-        if self.lora is not None:
-            add_lora(transformer, self.lora)
-        for key, parameter in transformer.named_parameters():
-            if key.startswith(BRANCH) or ".lora_" in key:
-                parameter.requires_grad_(True).data = parameter.data.float()
+        transformer, self.lora = denoiser.transformer, lora if name == "lora" else None
+        freeze_backbone(transformer, self.lora)
+        for parameter in transformer.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         if loss.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         super().__init__(denoiser, loss, memory, sources, held_out, device)
@@ -109,6 +106,9 @@ class AdapterStage(ChunkStage):
                 ]
                 result[name] = float(torch.stack(errors).mean())
         return result
+
+    def exported(self, folder: Path) -> bool:
+        return (folder / self.name).is_dir()
 
     def export(self, folder: Path, card: dict) -> None:
         about = {**self.about, "loss": asdict(self.loss), "codec_hash": self.codec_hash, **card}

@@ -108,6 +108,10 @@ class Stage(ABC):
     def export(self, folder: Path, card: dict) -> None:
         """Writes the weights of `self.model` as the package loads them; `card` holds what the model card states."""
 
+    def exported(self, folder: Path) -> bool:
+        """Whether `export` has been here."""
+        return (folder / f"{self.name}.safetensors").is_file()
+
 
 def train(
     stage: Stage,
@@ -121,28 +125,31 @@ def train(
     """Trains until `config.steps` or for `stop_after_s` seconds; True when done, and then the weights are exported.
 
     Call again with the same folder to go on where the last call (or the last save before a kill) left off. With an
-    `accelerator` the network is laid out as its launcher says and every process draws batches of its own; their
-    gradients count together, and the first process writes.
+    `accelerator` there are as many processes as its launcher says: every one draws batches of its own, their
+    gradients count together, and the first one writes. n processes do what one does that accumulates n batches, up to
+    the order of sums. Under FSDP 2 the network is laid out over them, else every process holds all of it.
     """
     # autocast brings bfloat16 to RMSNorm weights in float32: right, only not in one kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.ckpt.safetensors"
     optimizer = torch.optim.AdamW(stage.parameters().values(), betas=config.betas, weight_decay=config.weight_decay)
-    rank, processes = 0, 1
+    rank, processes, sharded = 0, 1, False
     if accelerator is not None:
-        if accelerator.prepare(stage.network(), optimizer)[0] is not stage.network():
-            raise InvalidValueError(
-                "several processes train by FSDP 2 alone; launch with envs_config/accelerate/fsdp.yaml"
-            )
+        sharded = accelerator.distributed_type == "FSDP"
+        if sharded and accelerator.prepare(stage.network(), optimizer)[0] is not stage.network():
+            raise InvalidValueError("of FSDP only version 2 is known; launch with envs_config/accelerate/fsdp.yaml")
         rank, processes = accelerator.process_index, accelerator.num_processes
     parameters = stage.parameters()
     ema = {n: p.detach().clone() for n, p in parameters.items()} if config.ema else {}
     step, seconds = 0, 0.0
     if checkpoint.exists():
         step, seconds = _load(checkpoint, stage, parameters, ema, optimizer)
+    if step >= config.steps and stage.exported(folder):  # to write it anew could change its hash
+        return True
 
     log = TrainingLog(folder, stage.name) if rank == 0 else None
+    metrics: dict[str, float] | None = None
     started = saved = time.monotonic()
     generator = torch.Generator(device)
     stage.model.train()
@@ -152,10 +159,13 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         for part in range(config.accumulate):
             generator.manual_seed(config.seed * 1_000_003 + (step * config.accumulate + part) * processes + rank)
+            torch.manual_seed(generator.initial_seed())  # dropout draws from the global one
             batch = stage.batch(generator)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
                 losses = stage.losses(batch, generator)
             (losses["loss"] / config.accumulate).backward()
+        if processes > 1 and not sharded:
+            _share_gradients(accelerator, parameters)
         norm = _whole(nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip))
         if torch.isfinite(norm):  # one bad batch must not undo a night
             optimizer.step()
@@ -172,7 +182,8 @@ def train(
                 "seconds": elapsed,
             }
             if step % config.validate_every == 0 or step == config.steps:
-                values |= _validate(stage, parameters, ema, log, step)
+                metrics = _validate(stage, parameters, ema, log, step)
+                values |= metrics
             if log is not None:
                 log.values(step, values)
                 report(step, values)
@@ -192,7 +203,7 @@ def train(
     with _swapped(parameters, ema), torch.no_grad():
         stage.model.eval()
         card = {"stage": stage.name, "steps": step, "seconds": round(seconds + time.monotonic() - started)}
-        card |= {"loop": asdict(config), "metrics": stage.validate()}
+        card |= {"loop": asdict(config), "metrics": metrics or stage.validate()}
         for module in stage.network().modules():
             if isinstance(module, FSDPModule):
                 module.unshard()
@@ -201,6 +212,14 @@ def train(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return True
+
+
+def _share_gradients(accelerator: Accelerator, parameters: dict[str, nn.Parameter]) -> None:
+    """Every process gets the mean of all; which parameters have gradients must not depend on the batch."""
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    mean = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def _as_the_first(accelerator: Accelerator, *flags: bool) -> list[bool]:

@@ -1,16 +1,23 @@
 """The whole way from nothing to the weights of a preset.
 
 render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
-and is fine-tuned on its own walks, and the codec's decoder learns to show them.
+and is fine-tuned on its own walks, and the codec's decoder learns to show them. In place of joint training a recipe may
+have the paper's stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, cast, get_type_hints
+from types import NoneType
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -19,8 +26,10 @@ from torch import nn
 from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import Denoiser
+from mirage_env.denoise.pretrained import LoraShape
 from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
 from mirage_env.memory import Memory, make_memory
+from mirage_env.memory.none import NoMemory
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
@@ -33,9 +42,24 @@ from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
 from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageName
 from mirage_env.weights import load_weights
+from mirage_env.weights.checkpoint import check_extra
 from mirage_env.world_model import Preset, WorldModel
 
-STAGES = ("render", "codec", "perception", "latents", "refiner", "denoiser", "walks", "finetune", "decoder")
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+STAGES = (
+    "render", "codec", "perception", "latents", "refiner", "backbone", "branch", "lora",
+    "denoiser", "walks", "finetune", "decoder",
+)  # fmt: skip
+"""In their order; a recipe has those that it has a YAML for, and what they need."""
+_GOES_ON_FROM = {
+    "denoiser": "refiner",
+    "finetune": "denoiser",
+    "backbone": "refiner",
+    "branch": "backbone",
+    "lora": "branch",
+}
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
 
@@ -69,8 +93,17 @@ class WalkTraining(WorldTraining):
 
 @dataclass(frozen=True)
 class DecoderTraining:
+    """On the walks that `WalkTraining` asks for."""
+
     loop: LoopConfig
     loss: DecoderLossConfig = field(default_factory=DecoderLossConfig)
+
+
+@dataclass(frozen=True)
+class LoraTraining(WorldTraining):
+    """Goes on from the branch's weights."""
+
+    lora: LoraShape = field(default_factory=LoraShape)
 
 
 @dataclass(frozen=True)
@@ -92,14 +125,32 @@ class TrainingData:
 class Recipe:
     """A folder in `envs_config/train/`: one YAML for the data, one for each stage that learns."""
 
-    stages: ClassVar[tuple[str, ...]] = STAGES
     data: TrainingData
     codec: CodecTraining
     perception: PerceptionTraining
-    refiner: WorldTraining
-    denoiser: WorldTraining
-    finetune: WalkTraining
-    decoder: DecoderTraining
+    refiner: WorldTraining | None = None
+    denoiser: WorldTraining | None = None
+    finetune: WalkTraining | None = None
+    backbone: WorldTraining | None = None
+    branch: WorldTraining | None = None
+    lora: LoraTraining | None = None
+    decoder: DecoderTraining | None = None
+
+    def __post_init__(self) -> None:
+        for stage, before in (_GOES_ON_FROM | {"decoder": "finetune"}).items():
+            if before != "refiner" and getattr(self, stage) and not getattr(self, before):
+                raise InvalidValueError(f"stage {stage} goes on from stage {before}, which the recipe lacks; add it")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Its stages, in their order."""
+        missing = {f.name for f in fields(self) if getattr(self, f.name) is None}
+        return tuple(x for x in STAGES if x not in missing and not (x == "walks" and self.finetune is None))
+
+    def before(self, stage: str) -> str | None:
+        """The stage whose denoiser this one goes on from, where there is one."""
+        before = _GOES_ON_FROM.get(stage)
+        return before if before in self.stages else None
 
 
 def load_recipe(source: str | Path) -> Recipe | AdapterRecipe:
@@ -110,9 +161,14 @@ def load_recipe(source: str | Path) -> Recipe | AdapterRecipe:
     if not _is_recipe(folder):
         known = (path.name for path in (ENVS_CONFIG / "train").iterdir() if _is_recipe(path))
         raise UnknownNameError("recipe", str(source), known)
-    cls = AdapterRecipe if (folder / "adapter.yaml").is_file() else Recipe
-    parts = {name: part for name, part in get_type_hints(cls).items() if name != "stages"}
-    return cls(**{name: load_config(folder / f"{name}.yaml", part) for name, part in parts.items()})
+    cls: Any = AdapterRecipe if (folder / "adapter.yaml").is_file() else Recipe
+    parts = {}
+    for name in (f.name for f in fields(cls)):
+        file, hint = folder / f"{name}.yaml", get_type_hints(cls)[name]
+        kinds = get_args(hint) or (hint,)
+        if file.is_file() or NoneType not in kinds:
+            parts[name] = load_config(file, kinds[0])
+    return cls(**parts)
 
 
 def _is_recipe(folder: Path) -> bool:
@@ -133,64 +189,144 @@ def run_stage(
 
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
     `data` is the store of videos that an adapter learns from, see `run_adapter_stage`.
-    The trained weights lie in `folder` as codec.safetensors, perception.safetensors and, each a whole denoiser and
-    better than the one before, refiner.safetensors, denoiser.safetensors and finetune.safetensors.
+    Every stage leaves its weights in `folder` under its own name: codec.safetensors, perception.safetensors, and all
+    others a whole denoiser each. `folder/weights` holds a model that `load_world` takes: codec, perception, and the
+    denoiser of the stage that was finished last. Under `accelerate launch` all processes train together.
     """
     if isinstance(recipe, AdapterRecipe):
         return run_adapter_stage(stage, recipe, folder, data, device, stop_after_s, report)
-    if stage not in STAGES:
-        raise UnknownNameError("training stage", stage, STAGES)
+    if stage not in recipe.stages:
+        raise UnknownNameError("training stage", stage, recipe.stages)
     preset = load_config(recipe.data.preset, Preset)
-    if stage == "render":
-        for i, config in enumerate(recipe.data.stores):
-            render_clips(folder / f"clips-{i}", config, report=lambda done, total: report(done, total, {}))
+    if stage in ("render", "latents", "walks"):
+        accelerator = _accelerator(device)
+        with _first_process_first(accelerator):
+            _prepare(stage, recipe, preset, folder, _place(device, accelerator), report)
         return True
-    stores = [ClipStore(folder / f"clips-{i}") for i in range(len(recipe.data.stores))]
+    return _learn(stage, recipe, preset, folder, photos, device, stop_after_s, report)
+
+
+def _prepare(stage: str, recipe: Recipe, preset: Preset, folder: Path, device: str, report: Report) -> None:
+    """What is worked out once, and learned from later."""
 
     def counted(done: int, total: int) -> None:
         report(done, total, {})
 
+    if stage == "render":
+        for i, config in enumerate(recipe.data.stores):
+            render_clips(folder / f"clips-{i}", config, report=counted)
+        return
+    stores, (codec, codec_hash) = _stores(recipe, folder), _codec(preset, folder)
+    perception, perception_hash = _perception(preset, folder)
     if stage == "latents":
-        codec, codec_hash = _codec(preset, folder)
-        perception, perception_hash = _perception(preset, folder)
         for store in stores:
             encode_latents(store, codec, codec_hash, counted, device)
             predict_depth(store, perception, perception_hash, codec.spatial_stride, counted, device)
-        return True
-    if stage == "walks":
-        codec, _ = _codec(preset, folder)
-        perception, _ = _perception(preset, folder)
-        denoiser, denoiser_hash = _denoiser(preset, folder / "denoiser.safetensors")
-        memory = _memory(preset, folder, codec)
-        for store in stores:
-            model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory)
-            walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
-        return True
+        return
+    assert recipe.finetune is not None
+    denoiser, denoiser_hash = _denoiser(preset, folder / "denoiser.safetensors")
+    memory = _memory(preset, folder, codec)
+    for store in stores:
+        model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory)
+        walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
 
-    torch.manual_seed(0)  # the first weights
-    training = getattr(recipe, stage)
+
+def _learn(
+    stage: str,
+    recipe: Recipe,
+    preset: Preset,
+    folder: Path,
+    photos: Path | None,
+    device: str,
+    stop_after_s: float,
+    report: Report,
+) -> bool:
+    """A stage that trains weights; True when it is whole."""
+    training, stores = getattr(recipe, stage), _stores(recipe, folder)
     loop: LoopConfig = training.loop
+    accelerator = _accelerator(device)
+    place = _place(device, accelerator)
+    torch.manual_seed(0)  # the first weights
     job: Stage
     if stage == "codec":
-        job = CodecStage(preset.codec, training.loss, *_pictures(stores, recipe, photos, folder), device=device)
+        with _first_process_first(accelerator):
+            pictures = _pictures(stores, recipe, photos, folder)
+        job = CodecStage(preset.codec, training.loss, *pictures, device=place)
     elif stage == "perception":
-        job = PerceptionStage(_eyes(preset), training.loss, stores, device=device)
+        job = PerceptionStage(_eyes(preset), training.loss, stores, device=place)
     elif stage == "decoder":
         codec, codec_hash = _codec(preset, folder)
         walked_by = sha256_of(folder / "denoiser.safetensors")
-        _, photographs = _pictures(stores, recipe, photos, folder)
-        job = DecoderStage(codec, codec_hash, training.loss, stores, walked_by, photographs, device=device)
+        with _first_process_first(accelerator):
+            _, photographs = _pictures(stores, recipe, photos, folder)
+        job = DecoderStage(codec, codec_hash, training.loss, stores, walked_by, photographs, device=place)
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
-        before = {"refiner": None, "denoiser": "refiner", "finetune": "denoiser"}[stage]
+        before = recipe.before(stage)
         start, start_hash = (None, None) if before is None else _denoiser(preset, folder / f"{before}.safetensors")
-        memory = make_memory(preset.memory, codec.encode) if before is None else _memory(preset, folder, codec)
+        memory: Memory
+        if stage == "backbone":
+            memory = NoMemory()
+        else:
+            fresh = before is None or stage == "branch"  # else it has learned by now, if it can
+            memory = make_memory(preset.memory, codec.encode) if fresh else _memory(preset, folder, codec)
+        if stage == "lora":
+            check_extra("train", "peft")
         job = WorldStage(
-            preset.denoiser, training.loss, memory, stores, codec, codec_hash, perception_hash, device=device,
+            preset.denoiser, training.loss, memory, stores, codec, codec_hash, perception_hash, device=place,
             name=cast("WorldStageName", stage), start=start, walked_by=start_hash if stage == "finetune" else None,
+            lora=training.lora if stage == "lora" else None,
         )  # fmt: skip
-    return train(job, loop, folder, device, stop_after_s, lambda step, values: report(step, loop.steps, values))
+
+    def tell(step: int, values: dict[str, float]) -> None:
+        report(step, loop.steps, values)
+
+    whole = train(job, loop, folder, place, stop_after_s, tell, accelerator)
+    if whole and (accelerator is None or accelerator.is_main_process):
+        _publish(folder, stage)
+    return whole
+
+
+def _publish(folder: Path, stage: str) -> None:
+    """Puts a finished stage's weights where `load_world` looks for those of a training."""
+    place = folder / "weights"
+    place.mkdir(exist_ok=True)
+    names = {part: part for part in ("codec", "perception", "memory", "decoder")}
+    if stage not in names:
+        names["denoiser"] = stage
+    for part, name in names.items():
+        file, partial = folder / f"{name}.safetensors", place / f"{part}.tmp"
+        if file.is_file():
+            shutil.copyfile(file, partial)
+            os.replace(partial, place / f"{part}.safetensors")
+
+
+def _accelerator(device: str) -> Accelerator | None:
+    """What accelerate knows of devices and processes, where it is installed; a device with a number is used as told.
+
+    Precision is each stage's own, by autocast: accelerate's is one for the whole process.
+    """
+    if ":" in device or find_spec("accelerate") is None:
+        return None
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))  # while one process renders, the others wait
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
+
+
+def _place(device: str, accelerator: Accelerator | None) -> str:
+    return device if accelerator is None else str(accelerator.device)
+
+
+def _first_process_first(accelerator: Accelerator | None) -> AbstractContextManager[Any]:
+    """The first of several processes does it, the others find it done."""
+    return nullcontext() if accelerator is None else accelerator.main_process_first()
+
+
+def _stores(recipe: Recipe, folder: Path) -> list[ClipStore]:
+    return [ClipStore(folder / f"clips-{i}") for i in range(len(recipe.data.stores))]
 
 
 def _codec(preset: Preset, folder: Path) -> tuple[WanCodec, str]:

@@ -1,9 +1,10 @@
-"""Stage 3: the denoiser of the embedded preset, jointly with the memory, on the simulator's clips."""
+"""Stage 3: the denoiser of the embedded preset on the simulator's clips: jointly with the memory, or in two stages."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from mirage_env.codec.wan import WanCodec, to_float, to_uint8
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig
+from mirage_env.denoise.pretrained import LoraShape, freeze_backbone
 from mirage_env.denoise.sampler import SamplerConfig, sample
+from mirage_env.denoise.transformer import BRANCH
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.protocol import AnyMemoryConfig, Memory, make_memory
 from mirage_env.training.chunks import ChunkConfig, ChunkStage, Clip
@@ -24,7 +27,7 @@ from mirage_env.training.latents import depth_name, latents_name, walked_name
 from mirage_env.training.log import rows_of_pictures
 from mirage_env.weights import save_weights
 
-WorldStageName = Literal["refiner", "denoiser", "finetune"]
+WorldStageName = Literal["refiner", "denoiser", "finetune", "backbone", "branch", "lora"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class WorldLossConfig(ChunkConfig):
     """Share of samples whose memory is written from predicted depth; the rest from true depth."""
     pure_noise: float = 0.3
     """Share of samples at sigma = 1, where few-step sampling spends most of its passes."""
+    told_noise: float = 0.0
+    """At most this noise level on the clean frames, told through their timestep; `history_noise` is not told."""
     walked: float = 0.5
     """Share of samples whose past is a walk of an earlier model, where the stores hold one; see `walk_clips`."""
 
@@ -92,9 +97,14 @@ class WorldStage(ChunkStage):
         name: WorldStageName = "denoiser",
         start: Denoiser | None = None,
         walked_by: str | None = None,
+        lora: LoraShape | None = None,
     ):
         """Stage "refiner" trains that part alone. `start` is the model to go on from; `walked_by` is the hash of the
-        one whose walks of the clips are learned from, too."""
+        one whose walks of the clips are learned from, too.
+
+        The paper's stages: "backbone" stands for its pretrained one, which knows no memory and no camera; "branch"
+        trains a branch that begins as copies of the frozen backbone's blocks, and the refiner; "lora" fresh LoRA with
+        both. What is exported has LoRA merged into the weights that it changes."""
         sources = [SimulatorClips(store, loss, codec_hash, perception_hash, walked_by) for store in stores]
         given: Memory = make_memory(memory, codec.encode) if isinstance(memory, AnyMemoryConfig) else memory
         super().__init__(start or Denoiser(config), loss, given, sources, held_out, device)
@@ -103,6 +113,13 @@ class WorldStage(ChunkStage):
             if self.model.refiner is None:
                 raise InvalidValueError("this denoiser has no refiner to train; set refiner_width or skip the stage")
             self.model.transformer.requires_grad_(False)
+        elif name == "backbone":
+            for part, parameter in self.model.named_parameters():
+                parameter.requires_grad_(not part.startswith(("refiner.", *(f"transformer.{x}" for x in BRANCH))))
+        elif name in ("branch", "lora"):
+            if name == "branch":
+                self.model.transformer.restart_branch()
+            freeze_backbone(self.model.transformer, lora)
         self.codec, self.codec_hash = codec.eval(), codec_hash
         self.metric = pixel_metric(self.codec, torch.from_numpy(np.array(stores[0].array("rgb")[:8, 0]))).to(device)
 
@@ -110,11 +127,17 @@ class WorldStage(ChunkStage):
         self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"]], generator: torch.Generator
     ) -> dict[str, Tensor]:
         condition, clean = batch
+        if self.name == "backbone":
+            condition = replace(condition, memory_scale=0.0)
         warp_error = self.weighed(condition.base - clean).mean()
         condition = self.model.refined(condition)
         refined_error = self.weighed(condition.base - clean).mean()
         if self.name == "refiner":
             return {"loss": refined_error, "warp_error": warp_error}
+        if self.loss.told_noise:
+            past = self.loss.told_noise * torch.rand(len(clean), generator=generator, device=self.device)
+            frames = torch.randn(condition.clean.shape, generator=generator, device=self.device)
+            condition = condition.with_noise(past, frames)
         sigma = torch.sigmoid(torch.randn(len(clean), generator=generator, device=self.device))
         pure = torch.rand(len(clean), generator=generator, device=self.device) < self.loss.pure_noise
         sigma = torch.where(pure, 1.0, sigma)
@@ -157,6 +180,8 @@ class WorldStage(ChunkStage):
         clips = np.arange(len(store) - self.held_out, len(store))[:count]
         n = min(8, store.config.frames - 1)
         condition, clean = self.chunks(0, clips, 0, n, None)
+        if self.name == "backbone":
+            condition = replace(condition, memory_scale=0.0)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = {
@@ -176,11 +201,21 @@ class WorldStage(ChunkStage):
 
     def export(self, folder: Path, card: dict) -> None:
         card = {"kind": "denoiser", "config": self.config, "codec_hash": self.codec_hash, **card}
-        save_weights(folder / f"{self.name}.safetensors", self.model, card)
+        save_weights(folder / f"{self.name}.safetensors", merged_lora(self.model), card)
         if isinstance(self.memory, nn.Module):
             save_weights(
                 folder / "memory.safetensors", self.memory, card | {"kind": "memory", "config": self.memory.config}
             )
+
+
+def merged_lora(denoiser: Denoiser) -> Denoiser:
+    """The denoiser with its LoRA, where it has any, added to the weights."""
+    if not any(".lora_" in name for name, _ in denoiser.named_parameters()):
+        return denoiser
+    plain = copy.deepcopy(denoiser)
+    plain.transformer.fuse_lora()
+    plain.transformer.unload_lora()
+    return plain
 
 
 @torch.no_grad()

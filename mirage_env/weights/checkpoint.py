@@ -39,12 +39,15 @@ def is_diffusers(folder: Path) -> bool:
 
 
 def find(name: str) -> Path:
-    """The folder of weights called `name`: a local folder, one that comes with the package, or a fetched hub id.
+    """The folder of weights called `name`: one that comes with the package, a local one, or a fetched hub id.
+
+    The folder of a training holds its weights in a folder of that name.
 
     Never touches the network; raises `WeightsError` where there is nothing.
     """
     local = Path(name).expanduser()
-    for folder in (WEIGHTS / name, local):
+    own = [] if local.is_absolute() else [WEIGHTS / name]
+    for folder in (*own, local / "weights", local):
         if folder.is_dir():
             return folder
     if not is_hub_id(name):

@@ -131,3 +131,25 @@ def test_what_no_step_changes_is_made_once_a_chunk(config, make_chunk, monkeypat
 def words_of(network):
     """The names of all blocks that read the prompt."""
     return [f"{kind}.{i}" for kind in ("blocks", "memory_blocks") for i in range(len(getattr(network, kind)))]
+
+
+def test_noise_on_clean_frames_is_told_through_their_timestep(config, make_chunk, monkeypatch):
+    denoiser, told = Denoiser(config).eval(), []
+
+    def forward(frames, timestep, *rest, **named):
+        told.append((frames.transpose(1, 2), timestep))
+        return torch.zeros_like(frames)
+
+    monkeypatch.setattr(denoiser.transformer, "forward", forward)
+    condition, sample_, sigma = make_chunk(targets=2, preceding=2, references=1), torch.randn(1, 2, 4, 4, 6), 0.5
+    noise = torch.randn_like(condition.clean)
+    for past in (condition, condition.with_noise(torch.tensor([0.2]), noise)):
+        denoiser.clean(sample_, torch.tensor([sigma]), past)
+    (clean, silent), (noisy, loud) = told
+    assert silent.tolist() == [[0, 0, 500, 500, 0, 0]]
+    assert torch.allclose(loud, torch.tensor([[200.0, 200, 500, 500, 200, 200]]))
+    assert torch.equal(clean[:, condition.noisy], noisy[:, condition.noisy])  # the targets are as noisy as before
+    past = ~condition.noisy
+    torch.testing.assert_close(noisy[:, past], 0.8 * condition.clean[:, past] + 0.2 * noise[:, past])
+    both = ChunkCondition.cat([condition.with_noise(torch.tensor([level]), noise) for level in (0.1, 0.3)])
+    assert both.past_sigma is not None and torch.allclose(both.past_sigma, torch.tensor([0.1, 0.3]))

@@ -40,7 +40,11 @@ def test_what_can_be_evaluated_is_listed(command, capsys):
         (("run", "--suite", "novel"), 'unknown suite "novel"'),
         (("run", "--with", "paper-rule"), 'unknown ablation "paper-rule"'),
         (("run", "--inputs", "/nowhere"), "no cameras at /nowhere"),
-        (("run", "--weights", "two-stage"), "--weights takes NAME=FOLDER, got two-stage"),
+        (
+            ("run", "--beside", "two-stage"),
+            "--beside takes NAME=FOLDER, NAME of letters, digits and hyphens, got two-stage",
+        ),
+        (("run", "--beside", "codec=runs"), 'the row "codec" is taken'),
         (("score", "--pred", "/nowhere"), "no folder of frames at /nowhere"),
     ],
 )

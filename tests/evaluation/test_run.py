@@ -14,7 +14,7 @@ import torch
 from mirage_env.evaluation import lpips
 from mirage_env.evaluation.candidates import STANDARD, Candidate, repeat
 from mirage_env.evaluation.metrics import Interval
-from mirage_env.evaluation.plots import interval_chart, line_chart, number
+from mirage_env.evaluation.plots import bar_chart, gap_chart, interval_chart, line_chart, number
 from mirage_env.evaluation.report import write_report
 from mirage_env.evaluation.run import SceneResult, moments, run_suite
 from mirage_env.evaluation.scores import METRICS, Score
@@ -128,6 +128,32 @@ def test_plots_place_what_they_show():
     (mark,) = re.findall(r'class="mark" x1="([\d.]+)"', dots)
     assert first == float(mark) < second
     assert (number(12.34), number(1.234), number(0.1234), number(math.nan)) == ("12.3", "1.23", "0.123", "-")
+
+
+def test_the_headline_is_drawn_to_scale():
+    """Four marks over 984 pixels from x = 24: 10 to 20 dB, so that 15 lies in the middle and 17.5 at three quarters."""
+    marks = {"warp-true-depth": 10.0, "codec": 20.0, "model": 15.0, "no-memory": 17.5}
+    drawn = gap_chart(marks, "warp-true-depth", "codec", "model", "dB")
+    places = {
+        float(x): (float(r), colour)
+        for x, r, colour in re.findall(r'cx="([\d.]+)" cy="46" r="(\d)" fill="(#\w+)"', drawn)
+    }
+    assert set(places) == {24.0, 516.0, 762.0, 1008.0} and places[516.0][0] == 9.0
+    assert len({colour for _, colour in places.values()}) == 4
+    assert "model 15.0 dB" in drawn and "no memory 17.5" in drawn
+    value = Interval(0.5, 0.4, 0.6, 3)
+    assert 'cx="140.0"' in bar_chart(value, 0.0, 1.0)  # half of the way from 110 to 170
+    assert 'cx="140.0"' in bar_chart(Interval(1.5, 1.5, 1.5, 3), 0.0, 1.0, spread=True)
+
+
+def test_colours_stay_with_their_rows():
+    def colour(rows: list[str], name: str) -> str:
+        chart = interval_chart({row: Interval(i, i - 1, i + 1, 2) for i, row in enumerate(rows)}, "dB")
+        dots = re.findall(r'<circle [^>]*fill="(#\w+)"', chart)
+        return dots[rows.index(name)]
+
+    assert colour(["model", "codec", "mine"], "codec") == colour(["other", "codec"], "codec")
+    assert colour(["model", "mine", "yours"], "mine") != colour(["model", "mine", "yours"], "yours")
 
 
 def test_lpips_by_given_weights(tmp_path, monkeypatch):

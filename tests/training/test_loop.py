@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.training import loop
 from mirage_env.training.loop import LoopConfig, Stage, train
 
 CONFIG = LoopConfig(
@@ -49,6 +52,72 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
     assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole)
     results = [json.loads((tmp_path / name / "line.json").read_text())["weight"] for name in ("whole", "killed")]
     assert results[0] == results[1]
+
+
+def test_dropout_falls_alike_after_a_kill(tmp_path):
+    class Dropped(LineFit):
+        def losses(self, batch, generator):
+            return {"loss": (self.model(nn.functional.dropout(batch, 0.5)) - 3 * batch).square().mean()}
+
+    assert train(Dropped(), CONFIG, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(Dropped(stop_at=7), CONFIG, tmp_path / "killed")
+    torch.rand(5)  # a new process draws other numbers
+    assert train(Dropped(), CONFIG, tmp_path / "killed")
+    whole, killed = (load_file(tmp_path / name / "line.ckpt.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[k], killed[k]) for k in whole)
+
+
+def test_what_is_whole_and_exported_stays_as_it_is(tmp_path):
+    """Written anew, a card's seconds could differ, and with them the hash that later stages are bound to."""
+
+    class Told(LineFit):
+        def exported(self, folder):
+            return (folder / "line.json").is_file()
+
+    assert train(Told(), CONFIG, tmp_path)
+    written = (tmp_path / "line.json").stat().st_mtime_ns
+    assert train(Told(), CONFIG, tmp_path) and (tmp_path / "line.json").stat().st_mtime_ns == written
+    (tmp_path / "line.json").unlink()  # killed between the last checkpoint and the export
+    assert train(Told(), CONFIG, tmp_path) and (tmp_path / "line.json").is_file()
+
+
+class Team:
+    """Two processes as accelerate shows them, here two threads."""
+
+    num_processes, distributed_type = 2, "MULTI_CPU"
+
+    def __init__(self, rank: int, barrier: Barrier, board: dict[int, torch.Tensor]):
+        self.process_index, self.barrier, self.board, self.device = rank, barrier, board, torch.device("cpu")
+
+    def reduce(self, tensor, how):
+        assert how == "mean"
+        self.board[self.process_index] = tensor
+        self.barrier.wait()
+        mean = (self.board[0] + self.board[1]) / 2
+        self.barrier.wait()
+        return mean
+
+    def wait_for_everyone(self):
+        self.barrier.wait()
+
+
+def test_two_processes_do_what_one_does_that_accumulates(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_as_the_first", lambda accelerator, *flags: flags)
+    config = replace(CONFIG, save_seconds=1e9)
+    assert train(LineFit(), replace(config, accumulate=2), tmp_path / "alone")
+    barrier, board = Barrier(2, timeout=60), {}
+    stages = [LineFit(), LineFit()]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(train, stages[i], config, tmp_path / "team", accelerator=Team(i, barrier, board))
+            for i in (0, 1)
+        ]
+        assert all(job.result() for job in jobs)
+    assert torch.equal(stages[0].model.weight, stages[1].model.weight)
+    alone, team = (load_file(tmp_path / name / "line.ckpt.safetensors") for name in ("alone", "team"))
+    for key in alone:
+        torch.testing.assert_close(alone[key], team[key])
 
 
 def test_it_learns_logs_and_exports_its_average(tmp_path):

@@ -13,11 +13,14 @@ import torch
 from examples.custom_memory import Postcard
 from mirage_env.codec.wan import CodecConfig, WanCodec, to_float
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
+from mirage_env.denoise.pretrained import LoraShape
 from mirage_env.denoise.sampler import SamplerConfig
+from mirage_env.denoise.transformer import BRANCH
 from mirage_env.errors import ImageError, InvalidValueError, WeightsError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.memory import MemoryReading, PastFrames
 from mirage_env.memory.latent import MemoryConfig
+from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import AnyMemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
@@ -28,7 +31,7 @@ from mirage_env.training.latents import denoised_name, encode_latents, predict_d
 from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
 from mirage_env.training.photos import photo_crops
-from mirage_env.training.world import WorldLossConfig, WorldStage
+from mirage_env.training.world import WorldLossConfig, WorldStage, merged_lora
 from mirage_env.weights import load_weights, read_card
 from mirage_env.world_model import Preset, WorldModel
 
@@ -176,6 +179,24 @@ def test_a_chunk_is_cut_as_a_rollout_would_meet_it(trained, store):
     assert float(condition.readout_extra[:, 1:3, 0, 2:].mean()) > 0.5
 
 
+class Hoarder(Whisper):
+    def read(self, state, cameras):
+        return MemoryReading(frames=state)
+
+
+def test_chunks_of_any_length_come_with_no_to_four_references(trained, store):
+    _, codec, codec_hash = trained
+    config, loss = replace(DENOISER, references=4), WorldLossConfig(keyframe_stride=1)
+    stage = WorldStage(config, loss, Hoarder(), [store], codec, codec_hash, EYE, held_out=2)
+    for targets, overlap in ((1, 4), (5, 0)):
+        drawn = set()
+        for seed in range(40):
+            condition, clean = stage.chunks(0, np.array([0]), overlap, targets, np.random.default_rng(seed))
+            assert clean.shape[1] == targets == int(condition.noisy.sum())
+            drawn.add(condition.references)
+        assert drawn == set(range(min(4, overlap + 1) + 1))
+
+
 def test_the_refiner_trains_alone_and_its_file_is_a_whole_denoiser(trained, store):
     folder, codec, codec_hash = trained
     config = replace(DENOISER, refiner_width=8, refiner_blocks=1)
@@ -188,6 +209,53 @@ def test_the_refiner_trains_alone_and_its_file_is_a_whole_denoiser(trained, stor
     load_weights(folder / "refiner.safetensors", Denoiser(config), "denoiser", codec_hash=codec_hash)
     with pytest.raises(InvalidValueError, match="has no refiner to train"):
         WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2, name="refiner")
+
+
+def test_the_papers_two_stages(trained, store):
+    """A backbone that no memory reaches; then the branch alone learns, from a copy; then LoRA, which ends merged."""
+    folder, codec, codec_hash = trained
+    config = replace(DENOISER, refiner_width=8, refiner_blocks=1)
+    loss = WorldLossConfig(batch=2, chunks=(2,), keyframe_stride=2)
+
+    def stage(name, memory, **told):
+        return WorldStage(config, loss, memory, [store], codec, codec_hash, EYE, held_out=2, name=name, **told)
+
+    def learns(job):
+        before = {name: value.clone() for name, value in job.model.state_dict().items()}
+        assert train(job, LOOP, folder)
+        return {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+
+    def result(name):
+        denoiser = Denoiser(config).eval()
+        load_weights(folder / f"{name}.safetensors", denoiser, "denoiser", codec_hash=codec_hash)
+        return denoiser
+
+    ours = ("refiner.", *(f"transformer.{part}" for part in BRANCH))
+    backbone = stage("backbone", NoMemory())
+    assert not backbone.chunks(0, np.array([1]), 3, 2, None)[0].readout.any()
+    changed = learns(backbone)
+    assert changed and not any(name.startswith(ours) for name in changed)
+
+    branch = stage("branch", MemoryConfig(), start=result("backbone"))
+    copies, blocks = branch.model.transformer.memory_blocks[0].state_dict(), branch.model.transformer.blocks[0]
+    assert all(torch.equal(value, copies[name]) for name, value in blocks.state_dict().items())
+    changed = learns(branch)
+    assert changed and all(name.startswith(ours) for name in changed)
+
+    lora = stage("lora", MemoryConfig(), start=result("branch"), lora=LoraShape(rank=2, alpha=2.0))
+    changed = learns(lora)
+    assert all(name.startswith(ours) or ".lora_" in name for name in changed)
+    assert any(".lora_B" in name for name in changed)
+    merged, before = result("lora").state_dict(), result("branch").state_dict()
+    moved = {name for name in merged if not torch.equal(merged[name], before[name])}
+    assert {name for name in moved if not name.startswith(ours)} == {
+        f"transformer.blocks.{i}.attn1.{part}.weight" for i in (0, 1) for part in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    lora.model.eval()
+    condition, clean = lora.chunks(0, np.array([1]), 3, 2, None)
+    with torch.no_grad():
+        answers = [model.clean(clean, torch.ones(1), condition) for model in (lora.model, merged_lora(lora.model))]
+    torch.testing.assert_close(*answers)
 
 
 def test_a_model_walks_the_clips_and_learns_from_it(trained, store):

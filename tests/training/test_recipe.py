@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.resources import ENVS_CONFIG
+from mirage_env.training.recipe import load_recipe, run_stage
+
+PREPARED = ("render", "codec", "perception", "latents", "refiner")
+
+
+def test_a_recipe_has_the_stages_that_it_has_a_file_for():
+    joint, two_stage = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-two-stage")
+    assert joint.stages == (*PREPARED, "denoiser", "walks", "finetune", "decoder")
+    assert two_stage.stages == (*PREPARED, "backbone", "branch", "lora")
+    assert set(load_recipe("smoke").stages) == {*joint.stages, *two_stage.stages}
+    assert [two_stage.before(stage) for stage in ("refiner", "backbone", "branch", "lora")] == [
+        None, "refiner", "backbone", "branch",
+    ]  # fmt: skip
+
+
+def test_two_stages_and_joint_training_share_all_but_the_transformers_training():
+    joint, two_stage = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-two-stage")
+    for part in ("data", "codec", "perception", "refiner"):
+        assert getattr(joint, part) == getattr(two_stage, part)
+    assert two_stage.branch.loop.steps + two_stage.lora.loop.steps == joint.denoiser.loop.steps
+    assert two_stage.branch.loss == two_stage.lora.loss == joint.denoiser.loss
+
+
+def test_the_shipped_recipe_trains_for_the_way_it_is_used():
+    recipe = load_recipe("mirage-tiny")
+    assert {store.size for store in recipe.data.stores} == {(64, 64), (128, 128)}
+    assert {1, 8} <= set(recipe.denoiser.loss.chunks) and recipe.denoiser.loss.predicted_depth > 0.5
+
+
+def test_stages_that_nothing_goes_before_are_told(tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(ENVS_CONFIG / "train" / "smoke", folder)
+    (folder / "backbone.yaml").unlink()
+    with pytest.raises(InvalidValueError, match="stage branch goes on from stage backbone, which the recipe lacks"):
+        load_recipe(folder)
+    for name in ("branch", "lora", "decoder", "finetune"):
+        (folder / f"{name}.yaml").unlink()
+    recipe = load_recipe(folder)
+    assert recipe.stages == (*PREPARED, "denoiser")
+    with pytest.raises(UnknownNameError, match=r'unknown training stage "walks"; known are codec, denoiser'):
+        run_stage("walks", recipe, tmp_path)
+    (folder / "codec.yaml").unlink()
+    with pytest.raises(InvalidValueError, match="no config file at"):
+        load_recipe(folder)
