@@ -42,19 +42,21 @@ class PPOConfig:
     """Stable-Baselines3's PPO; names and meaning are its own."""
 
     total_steps: int = 100_000
-    envs: int = 8
-    n_steps: int = 64
+    envs: int = 16
+    n_steps: int = 32
     batch_size: int = 128
-    n_epochs: int = 4
-    learning_rate: float = 3e-4
-    gamma: float = 0.97
-    gae_lambda: float = 0.95
+    n_epochs: int = 10
+    learning_rate: float = 1e-3
+    anneal: bool = True
+    """Let the learning rate fall evenly, to a twentieth of itself at `total_steps`."""
+    gamma: float = 0.95
+    gae_lambda: float = 0.9
     ent_coef: float = 0.01
     clip_range: float = 0.2
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
-    features: int = 128
-    """Numbers that the network makes of one observation."""
+    features: int = 64
+    """Numbers that the network makes of what it sees."""
     device: str = "cpu"
     checkpoint_steps: int = 10_000
     tensorboard: bool = True

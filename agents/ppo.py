@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
 from mirage_env.agents.checkpoint import load_checkpoint, save_checkpoint
-from mirage_env.agents.config import AgentConfig
+from mirage_env.agents.config import AgentConfig, PPOConfig
 from mirage_env.agents.policy import check_observations, policy_kwargs
 from mirage_env.agents.vec_env import SB3VecEnv
 from mirage_env.agents.worlds import make_vector
@@ -28,6 +28,8 @@ CHECKPOINT = "agent.safetensors"
 CURVE = "curve.jsonl"
 REMEMBERED = 50
 """A point of the learning curve is the mean over so many finished episodes."""
+LAST_RATE = 0.05
+"""Where annealing ends, as a share of the learning rate."""
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -49,9 +51,10 @@ def train(config: AgentConfig, folder: Path, minutes: float = math.inf, report: 
             vector,
             **{
                 name: getattr(config.ppo, name)
-                for name in ("n_steps", "batch_size", "n_epochs", "learning_rate", "gamma", "gae_lambda", "ent_coef",
-                             "clip_range", "vf_coef", "max_grad_norm", "device")
+                for name in ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "clip_range",
+                             "vf_coef", "max_grad_norm", "device")
             },
+            learning_rate=_learning_rate(config.ppo),
             policy_kwargs=policy_kwargs(config.ppo),
             tensorboard_log=str(folder / "tensorboard") if config.ppo.tensorboard else None,
         )  # fmt: skip
@@ -70,6 +73,12 @@ def train(config: AgentConfig, folder: Path, minutes: float = math.inf, report: 
         return model.num_timesteps >= config.ppo.total_steps
     finally:
         vector.close()
+
+
+def _learning_rate(config: PPOConfig) -> float | Callable[[float], float]:
+    if not config.anneal:
+        return config.learning_rate
+    return lambda left: config.learning_rate * max(left, LAST_RATE)
 
 
 class _Keeper(BaseCallback):

@@ -1,15 +1,16 @@
 """The proof: does an agent that learned only in worlds made from single pictures do well in the true world?
 
 Every cell (task, method, seed) is a folder that is trained and examined once; the same command goes on where it was cut
-off. Everybody is examined in `MirageSim-v0` and scored on true geometry, in the same episodes: held-out scenes of the
+off, and several of it share the cells of one folder. Everybody is examined in `MirageSim-v0` and scored on true geometry, in the same episodes: held-out scenes of the
 families that training knows, and the family that it never draws from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ METHODS = {
     "dream": "PPO trained in Mirage-v0",
     "simulator": "PPO trained in MirageSim-v0",
     "drafts": "PPO trained in the warped memory, nothing generated",
-    "blind": "PPO trained in Mirage-v0 without eyes",
+    "blind": "PPO trained in MirageSim-v0 without eyes",
     "explorer": "scripted explorer",
     "constant": "best constant policy",
     "random": "random",
 }
 LEARNED = ("dream", "simulator", "drafts", "blind")
+SCRIPTED = ("explorer", "constant")
+"""They draw nothing: the first seed says it all."""
 Report = Callable[[str, int, int, dict[str, float]], None]
 """(cell, done, total, latest values)"""
 
@@ -103,18 +106,49 @@ def prove(config: ProofConfig, folder: Path, minutes: float = math.inf, report: 
         for task in config.tasks:
             for method in config.methods:
                 cell, name = folder / task / method / f"seed-{seed}", f"{task}, {method}, seed {seed}"
-                if (cell / "scores.json").is_file():
+                if method in SCRIPTED and seed != config.seeds[0]:
                     continue
-                agent = agent_config(config, folder, task, method, seed)
-                if method in LEARNED:
-                    from mirage_env.agents.ppo import train
+                with _claimed(cell) as mine:
+                    if not mine or (cell / "scores.json").is_file():
+                        continue
+                    agent = agent_config(config, folder, task, method, seed)
+                    if method in LEARNED:
+                        from mirage_env.agents.ppo import train
 
-                    left = (deadline - time.monotonic()) / 60
-                    if left <= 0 or not train(agent, cell, left, tell(name)):
-                        return False
-                prepare_folder(cell)
-                _examine(config, agent, task, method, cell, tell(name + ", examined"))
-    return True
+                        left = (deadline - time.monotonic()) / 60
+                        if left <= 0 or not train(agent, cell, left, tell(name)):
+                            return False
+                    _examine(config, agent, task, method, cell, tell(name + ", examined"))
+    return not missing(config, folder)
+
+
+def missing(config: ProofConfig, folder: Path) -> list[tuple[str, str, int]]:
+    """(task, method, seed) of every cell that is not done."""
+    return [
+        (task, method, seed)
+        for seed in config.seeds
+        for task in config.tasks
+        for method in config.methods
+        if (method not in SCRIPTED or seed == config.seeds[0])
+        and not (folder / task / method / f"seed-{seed}" / "scores.json").is_file()
+    ]
+
+
+@contextlib.contextmanager
+def _claimed(cell: Path) -> Iterator[bool]:
+    """Whether this process alone works on the cell now; a process that dies lets go."""
+    prepare_folder(cell)
+    with (cell / ".lock").open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except (ImportError, OSError):  # Windows, and file systems without locks
+            pass
+        yield True
 
 
 def agent_config(config: ProofConfig, folder: Path, task: str, method: str, seed: int) -> AgentConfig:
@@ -128,6 +162,7 @@ def agent_config(config: ProofConfig, folder: Path, task: str, method: str, seed
     true = WorldConfig("MirageSim-v0", kwargs, config.steps)
     world = {
         "simulator": replace(true, scene_seeds=config.scenes),
+        "blind": replace(true, scene_seeds=config.scenes),  # what it does best: the true collisions
         "drafts": WorldConfig("Mirage-v0", pictures, config.steps, drafts_only=True),
     }.get(method, WorldConfig("Mirage-v0", pictures, config.steps))
     return AgentConfig(world=world, test=true, ppo=config.ppo, seed=seed)
@@ -255,6 +290,7 @@ def write_report(config: ProofConfig, folder: Path) -> Path:
                     f"| {METHODS[method]} | {table.mean():.3f} ({low:.3f} to {high:.3f}) | {share} | {len(table)} | "
                     f"{table.shape[1]} |"
                 )
+            lines += _compared(drawn, scores)
     _write(folder / "proof.json", results)
     write_text(folder / "curves.svg", _curves(config, folder))
     about = f"{config.ppo.total_steps} steps of training, {config.pool} pictures, episodes of {config.steps} steps."
@@ -321,6 +357,21 @@ def _curves(config: ProofConfig, folder: Path) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" height="{height + 100}" '
         f'font-family="sans-serif" fill="#222"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
     )
+
+
+def _compared(drawn: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> list[str]:
+    """Is the reference real, and does generation add anything?"""
+    said = []
+    if {"simulator", "explorer"} <= scores.keys() and (drawn["explorer"] > 0).all():
+        ratio, (low, high) = drawn["simulator"] / drawn["explorer"], (2.5, 97.5)
+        centre = scores["simulator"].mean() / scores["explorer"].mean()
+        bounds = np.percentile(ratio, (low, high))
+        said.append(f"The simulator-trained over the explorer: {centre:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f}).")
+    if {"dream", "drafts"} <= scores.keys():
+        centre = scores["dream"].mean() - scores["drafts"].mean()
+        bounds = np.percentile(drawn["dream"] - drawn["drafts"], (2.5, 97.5))
+        said.append(f"Dreams minus drafts: {centre:+.3f} ({bounds[0]:+.3f} to {bounds[1]:+.3f}).")
+    return ["", " ".join(said)] if said else []
 
 
 def _same_config(path: Path, config: ProofConfig) -> None:

@@ -56,8 +56,11 @@ def make_env(config: WorldConfig, **more: Any) -> WalkEnv:
 
 
 def make_vector(config: WorldConfig, count: int) -> WalkVectorEnv:
-    """`count` environments of a config that ask their world together; one that ends begins anew in the same step."""
-    return WalkVectorEnv([make_env(config) for _ in range(count)], AutoresetMode.SAME_STEP)
+    """`count` environments of a config that ask their world together; one that ends begins anew in the same step.
+
+    They go through the networks in batches, whatever that does to the order of sums: nobody compares training frames.
+    """
+    return WalkVectorEnv([make_env(config) for _ in range(count)], AutoresetMode.SAME_STEP, "batched")
 
 
 class PoolSimEnv(MirageSimEnv):

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -163,10 +164,34 @@ def _unpacked(packed: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, 
     if kind == "class":
         if inner not in classes:
             raise SavedWorldError(f"a {inner} was saved, which is nothing that belongs here")
-        return classes[inner](**{name: _unpacked(one, tensors, classes) for name, one in rest[0][1].items()})
+        values = {name: _unpacked(one, tensors, classes) for name, one in rest[0][1].items()}
+        for name, hint in get_type_hints(classes[inner]).items():
+            if name in values and not _fits(values[name], hint):
+                raise TypeError(f"{name} of its {inner} is a {type(values[name]).__name__}")
+        return classes[inner](**values)
     if kind == "dict":
         return {name: _unpacked(one, tensors, classes) for name, one in inner.items()}
     return {"tuple": tuple, "list": list}[kind](_unpacked(one, tensors, classes) for one in inner)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that was read is what an annotation says; annotations that cannot be asked allow everything."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if hint is None:
+        return value is None
+    if kind is tuple and inner:
+        if not isinstance(value, tuple):
+            return False
+        each = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    try:
+        return hint is Any or isinstance(value, kind)
+    except TypeError:  # a protocol, a literal
+        return True
 
 
 def _names(kind: Any) -> Iterable[str]:

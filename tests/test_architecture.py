@@ -151,6 +151,6 @@ def test_public_names_exist_and_unknown_ones_do_not() -> None:
 
     for name in mirage_env.__all__:
         assert getattr(mirage_env, name) is not None
-        assert name in dir(mirage_env)
+    assert dir(mirage_env) == sorted(mirage_env.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mirage_env.nothing

@@ -241,8 +241,22 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     def resetting(
         self, seed: int | None = None, options: Mapping[str, Any] | None = None, skipped: int = 0
     ) -> Walk[tuple[Any, dict[str, Any]]]:
-        """`reset` as a walk; the first chunk is `skipped` steps shorter."""
-        options = self.check_options(options)
+        """`reset` as a walk; the first chunk is `skipped` steps shorter. Where it raises, the episode before it
+        goes on with the random numbers it had."""
+        options, generator, seeded = self.check_options(options), self._np_random, self._np_random_seed
+        numbers = None if generator is None else generator.bit_generator.state
+        untaken = self._untaken
+        try:
+            return (yield from self._resetting(seed, options, skipped))
+        except BaseException:  # also when this walk is given up because another one failed
+            self._np_random, self._np_random_seed, self._untaken = generator, seeded, untaken
+            if generator is not None:
+                generator.bit_generator.state = numbers
+            raise
+
+    def _resetting(
+        self, seed: int | None, options: Mapping[str, Any], skipped: int
+    ) -> Walk[tuple[Any, dict[str, Any]]]:
         super().reset(seed=seed)
         saved = options.get("world", self._begins_in)
         more = self._of_scene(options)
@@ -258,8 +272,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         if self._episode is not None and self._episode.pending:
             self._episode, _ = yield from self._generated(self._episode)
 
-        self._closed = False
-        self._untaken.begin_episode()
+        self._untaken = self._untaken.next_episode()
         if saved is None:
             frames, state = yield Begin(scene, int(self.np_random.integers(2**31)))
             frames = _on_cpu(frames)
@@ -284,8 +297,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             trail=((episode.pose.x, episode.pose.z),),
         )
         moment = self._moment(episode, episode, None, seen, options)
-        self._episode = replace(episode, task=self.task.begin(moment, self.np_random))
-        return self._observe(self._episode, moment), self._info(self._episode, moment, {})
+        episode = replace(episode, task=self.task.begin(moment, self.np_random))
+        result = self._observe(episode, moment), self._info(episode, moment, {})
+        self._episode, self._closed = episode, False
+        return result
 
     def check_options(self, options: Any) -> Mapping[str, Any]:
         """The options of a reset; raises UnknownNameError or InvalidValueError, and nothing has changed then."""
@@ -483,7 +498,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
 
     def _reached(self, episode: Episode, wanted: Pose) -> Pose:
         """What collisions leave of the wanted pose: level motion by `move`, and the camera stays above the floor."""
-        if self.collision == "none":
+        if self.collision == "none" or wanted[:3] == episode.pose[:3]:
             return wanted
         x, z = self.move(episode, (wanted.x, wanted.z))
         lowest = max(episode.pose.y, episode.scene.camera_height_m - BODY_M[0])

@@ -38,6 +38,7 @@ _LAYERS = 32
 _TILE = 32
 _TILES = _SIDE // _TILE
 _TILE_BYTES = _TILE * _TILE * _LAYERS
+_SHAPE = np.array([[_SIDE], [_SIDE], [_LAYERS]], np.float32)
 _FLOOR_LAYER = 29
 _BODY_LAYERS = slice(_FLOOR_LAYER - round(BODY_M[1] / VOXEL_M) + 1, _FLOOR_LAYER - round(BODY_M[0] / VOXEL_M))
 _SURFACE_GRID, _RAY_GRID = 64, 32
@@ -257,11 +258,15 @@ class Occupancy:
         with np.errstate(invalid="ignore"):
             depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0.0))
         reach = np.where(sky, np.float32(RANGE_M), depth) * lengths * np.float32(1 / VOXEL_M)
-        samples = (reach.clip(1, RANGE_M / VOXEL_M) - 1).astype(np.int32)  # the last voxel belongs to the surface
+        reach = reach.clip(1, RANGE_M / VOXEL_M) - 1  # the last voxel belongs to the surface
+        ahead = (grid_from_camera @ rays) * (VOXEL_M / lengths)  # one voxel a sample along the ray
+        if ((start > 0) & (start < _SHAPE)).all():  # most rays leave through floor or ceiling: no samples out there
+            with np.errstate(divide="ignore"):
+                reach = np.minimum(reach, (np.where(ahead > 0, _SHAPE - start, start) / abs(ahead)).min(0) + 0.5)
+        samples = reach.astype(np.int32)
         first = np.cumsum(samples) - samples
         nth = np.arange(samples.sum(), dtype=np.float32) - np.repeat((first - 0.5).astype(np.float32), samples)
-        # One voxel a sample along the ray.
-        points = np.repeat((grid_from_camera @ rays) * (VOXEL_M / lengths), samples, axis=1)
+        points = np.repeat(ahead, samples, axis=1)
         points *= nth
         points += start
         return _numbers(points), solid
@@ -297,9 +302,13 @@ def _rays(intrinsics: bytes, size: tuple[int, int], most: int) -> tuple[tuple[sl
 
 def _numbers(points: np.ndarray) -> np.ndarray:
     """Voxel numbers, tile by tile, of the points (3, N), in voxels x, z, y, that lie inside the grid."""
-    inside = ((points >= 0) & (points < np.array([[_SIDE], [_SIDE], [_LAYERS]]))).all(0)
-    if not inside.all():
-        points = points[:, inside]
+    inside = (points.min(1) >= 0).all() and (points.max(1)[:, None] < _SHAPE).all() if points.size else True
+    if not inside:
+        points = points[:, ((points >= 0) & (points < _SHAPE)).all(0)]
     x, z, y = points.astype(np.int32)
-    tile = (x // _TILE) * _TILES + z // _TILE
-    return ((tile * _TILE + x % _TILE) * _TILE + z % _TILE) * _LAYERS + y
+    # ((x // 32 * 8 + z // 32) * 32 + x % 32) * 32 + z % 32) * 32 + y, in shifts
+    number = (x >> 5 << 18) | (z >> 5 << 15)
+    number |= (x & 31) << 10
+    number |= (z & 31) << 5
+    number |= y
+    return number

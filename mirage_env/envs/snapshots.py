@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirage_env.envs.tasks import Sum
 from mirage_env.envs.world import World
@@ -72,12 +72,14 @@ def load(path: str | Path, world: World, task: Any, episode_class: type[Any]) ->
     episode, np_random = stored.read("episode", classes), stored.read("np_random", {})
     if not isinstance(episode, episode_class) or not isinstance(np_random, dict):
         raise SavedWorldError(f"the saved world {path} is damaged or none (it holds no episode)")
-    for name, kind in get_type_hints(episode_class).items():
-        kind = get_origin(kind) or kind
-        if kind is not Any and isinstance(kind, type) and not isinstance(value := getattr(episode, name), kind):
-            raise SavedWorldError(f"the saved world {path} is damaged or none (its {name} is {type(value).__name__})")
+    state_class = getattr(world, "state_class", None)
+    if state_class is not None and not isinstance(episode.world, state_class):
+        raise SavedWorldError(f"the saved world {path} is damaged or none (it holds no {state_class.__name__})")
     if saved.task == task_name(task):
-        episode = replace(episode, task=stored.read("task", classes_in(getattr(task, "state_class", None))))
+        state_class = getattr(task, "state_class", None)
+        episode = replace(episode, task=stored.read("task", classes_in(state_class)))
+        if isinstance(state_class, type) and not isinstance(episode.task, state_class):
+            raise SavedWorldError(f"the saved world {path} is damaged or none (it holds no {state_class.__name__})")
     if (place := getattr(world, "placed", None)) is not None:
         episode = replace(episode, world=place(episode.world))
     return saved._replace(episode=episode, np_random=np_random)

@@ -21,9 +21,11 @@ class Untaken:
         self._now_bytes = 0
         self._lost = 0
 
-    def begin_episode(self) -> None:
-        """What was kept becomes the episode before."""
-        self._before, self._now, self._now_bytes = self._now, [], 0
+    def next_episode(self) -> Untaken:
+        """A new one in which what was kept here is the episode before; this one stays as it is."""
+        after = Untaken(self._sharers)
+        after._before, after._lost = self._now, self._lost
+        return after
 
     def keep(self, frames: Frames) -> None:
         """Adds a chunk to the running episode."""

@@ -188,10 +188,12 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None or isinstance(seed, (int, np.integer)):
-            return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise InvalidValueError(f"seed must be one number or {self.num_envs} of them, got {len(seed)}")
-        return list(seed)
+            first = 0 if seed is None else check_count("seed", seed, least=0)
+            return [None if seed is None else first + i for i in range(self.num_envs)]
+        if not isinstance(seed, (list, tuple, np.ndarray)) or len(seed) != self.num_envs:
+            got = len(seed) if isinstance(seed, (list, tuple, np.ndarray)) else repr(seed)
+            raise InvalidValueError(f"seed must be one whole number or {self.num_envs} of them, got {got}")
+        return [None if one is None else check_count("seed", one, least=0) for one in seed]
 
     def _chosen(self, options: dict[str, Any] | None) -> tuple[list[int], list[dict[str, Any]]]:
         """Which environments to reset, and the options of every one."""

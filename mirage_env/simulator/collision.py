@@ -58,6 +58,12 @@ def move(
     # As many steps as each disc needs by itself, so that its way does not depend on its company.
     steps = ((end_xz - start_xz).norm(dim=1) / SUB_STEP_M).ceil().clamp(min=1)
     delta = (end_xz - start_xz) / steps[:, None]
+    # Most ways are free: all their places are looked at together.
+    places = [start_xz]
+    for k in range(int(steps.max()) if len(steps) else 0):
+        places.append(torch.where((steps > k)[:, None], places[-1] + delta, places[-1]))
+    if bool(free(scene, torch.cat(places), radius).all()):
+        return places[-1].clone()
     ways = [delta] if mode == "stop" else [delta, delta * delta.new_tensor([1, 0]), delta * delta.new_tensor([0, 1])]
     if mode == "slide" and bool((delta[:, 0].abs() < delta[:, 1].abs()).any()):
         swap = (delta[:, 0].abs() < delta[:, 1].abs())[:, None]

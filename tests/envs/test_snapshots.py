@@ -171,7 +171,7 @@ def test_state_is_immutable_under_restored_walks() -> None:
     assert torch.equal(here.episode.world.memory.points, points) and here.episode.steps == 2
 
 
-@pytest.mark.parametrize("broken", ["about", "world", "episode", "pose"])
+@pytest.mark.parametrize("broken", ["about", "world", "episode", "pose", "scene", "x"])
 def test_a_file_whose_metadata_has_the_wrong_types_is_told(
     box_room: MakeEnv, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +187,13 @@ def test_a_file_whose_metadata_has_the_wrong_types_is_told(
         elif broken == "episode":
             self._packed["episode"] = 5
         else:
-            self._packed["episode"]["fields"]["pose"] = None
+            fields = self._packed["episode"]["fields"]
+            if broken == "x":  # deep inside
+                fields["pose"]["fields"]["x"] = "left"
+            elif broken == "scene":
+                fields["scene"]["fields"]["intrinsics_px"] = fields["scene"]["fields"]["world_from_camera"]
+            else:
+                fields["pose"] = None
 
     monkeypatch.setattr(StoredValues, "__init__", damaged)
     with pytest.raises(SavedWorldError, match="is damaged or none"):
