@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from mirage_env.agents.checkpoint import load_checkpoint
 from mirage_env.agents.config import PPOConfig
 from mirage_env.envs.env import WalkEnv
+from mirage_env.envs.occupancy import AROUND_CELLS
 from mirage_env.errors import InvalidValueError
 
 COARSE_PX = 16
-"""Pictures are averaged down to this many pixels a side before they are convolved: what is in the way is large."""
+"""Pictures are averaged down to about this many pixels a side before they are convolved: what matters is large."""
 BEARINGS = 12
 """A goal's bearing is told by so many bumps around the circle, each as wide as they lie apart ..."""
 DISTANCES_M = (0.0, 0.3, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5.0)
@@ -80,14 +81,14 @@ def told(goal: Float[Tensor, "B 3"]) -> Float[Tensor, "B n"]:
 
 
 def _convolutions(planes: int, height: int, width: int) -> nn.Sequential:
-    """To `COARSE_PX` a side, then to a quarter of that."""
-    finer = max(1, min(height, width) // COARSE_PX)
-    return nn.Sequential(
-        nn.AvgPool2d(finer),
-        nn.Conv2d(planes, 16, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-        nn.Flatten(),
-    )  # fmt: skip
+    """Pictures are averaged down to about `COARSE_PX` a side, the map, where each cell matters, is not."""
+    finer = max(1, min(height, width) // COARSE_PX) if min(height, width) > AROUND_CELLS else 1
+    layers: list[nn.Module] = [nn.AvgPool2d(finer)] if finer > 1 else []
+    side, channels = min(height, width) // finer, 16
+    while side > 4:
+        layers += [nn.Conv2d(planes, channels, 3, 2, 1), nn.ReLU()]
+        planes, channels, side = channels, 32, -(-side // 2)
+    return nn.Sequential(*layers, nn.Flatten())
 
 
 def policy_kwargs(config: PPOConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -34,18 +35,27 @@ class SB3VecEnv(VecEnv):
                 "Stable-Baselines3 resets in the step that ends an episode; make the vector environment with "
                 'autoreset_mode="SameStep"'
             )
-        self.env = env
+        if len({id(one.unwrapped) for one in env.envs}) < env.num_envs:
+            raise InvalidValueError("one environment appears twice; make as many as are to walk")
+        self.env, self.envs = env, env.envs
         self._actions: Any = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = {**env.metadata, **self.metadata}
 
     def reset(self) -> Any:
         """Begins an episode everywhere; seeds and options that were set count once."""
-        names = {name for options in self._options for name in options}
-        options = {name: [own.get(name) for own in self._options] for name in names}
-        given: Any = {"options": options} if options else {}
-        observations, infos = self.env.reset(seed=list(self._seeds), **given)
-        self.reset_infos = [unbatched(infos, i) for i in range(self.num_envs)]
+        if isinstance(self.env, WalkVectorEnv) or all(own == self._options[0] for own in self._options):
+            names = {name for own in self._options for name in own}
+            options: Any = {name: [own.get(name) for own in self._options] for name in names}
+            if not isinstance(self.env, WalkVectorEnv):
+                options = dict(self._options[0])
+            observations, infos = self.env.reset(seed=list(self._seeds), options=options or None)
+            self.reset_infos = [unbatched(infos, i) for i in range(self.num_envs)]
+        else:  # Gymnasium's own hands everybody the same
+            for i in range(self.num_envs):
+                one = {**self._options[i], "reset_mask": np.arange(self.num_envs) == i}
+                observations, infos = self.env.reset(seed=list(self._seeds), options=one)
+                self.reset_infos[i] = unbatched(infos, i)
         self._reset_seeds()
         self._reset_options()
         return _copied(observations)
@@ -54,7 +64,11 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> Any:
-        observations, rewards, terminated, truncated, batched = self.env.step(self._actions)
+        actions = self._actions
+        if isinstance(actions, list):  # of dicts or tuples
+            empty: Any = create_empty_array(self.action_space, self.num_envs)
+            actions = concatenate(self.action_space, actions, empty)
+        observations, rewards, terminated, truncated, batched = self.env.step(actions)
         last, ended = batched.pop("final_info", {}), batched.pop("final_obs", None)
         dones, infos = terminated | truncated, []
         for i in range(self.num_envs):
@@ -107,13 +121,15 @@ def _plain(value: Any) -> Any:
 
 
 def _one(observations: Any, index: int) -> Any:
-    """One observation of a batch: an array, or a mapping of them with Gymnasium's masks."""
+    """One observation of a batch: an array, or a mapping (with Gymnasium's masks) or tuple of them."""
     if isinstance(observations, dict):
         return {name: _one(value, index) for name, value in observations.items() if not name.startswith("_")}
-    return observations[index].copy()
+    if isinstance(observations, tuple):
+        return tuple(_one(value, index) for value in observations)
+    return _copied(observations[index])
 
 
 def _copied(observations: Any) -> Any:
     if isinstance(observations, dict):
-        return {name: value.copy() for name, value in observations.items()}
-    return observations.copy()
+        return {name: _copied(value) for name, value in observations.items()}
+    return tuple(map(_copied, observations)) if isinstance(observations, tuple) else observations.copy()

@@ -465,7 +465,15 @@ def _evaluate(suite, model, candidates, folder, scenes, cache, preset) -> None: 
         out.print(f"  {escape(str(file))}", style="bold" if file.suffix == ".html" else "")
 
 
-agents = typer.Typer(help="Agents that live in these worlds: train, examine and watch them.", no_args_is_help=True)
+agents = typer.Typer(
+    help="Agents that live in these worlds: train, examine and watch them.\n\n"
+    "In this order: [bold]pool[/] draws pictures to make worlds from (or bring a folder of your own), [bold]train[/] "
+    "learns in them, [bold]eval[/] and [bold]watch[/] put the agent into true scenes that it has never seen, "
+    "[bold]prove[/] does all that for every method and compares them. Configs are YAML in envs_config/agents; every "
+    "value can be said anew as key=value.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
 app.add_typer(agents, name="agent")
 _Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as [bold]key=value[/], such as ppo.learning_rate=1e-3.")
@@ -481,7 +489,11 @@ def agent_train(
     ] = Path("runs/agent"),
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes, to go on with another call.")] = math.inf,
 ) -> None:
-    """Train PPO in a world. [dim]mirage-env agent train explore world.kwargs.images=photos ppo.total_steps=20000[/]"""
+    """Train PPO in a world. [dim]mirage-env agent train explore world.kwargs.images=photos ppo.total_steps=20000[/]
+
+    Named configs: explore, point-goal. The same command goes on where it was cut off; curve.jsonl and tensorboard/ in
+    the folder tell how it learns.
+    """
     from mirage_env.agents.config import load
     from mirage_env.agents.worlds import check_world
 
@@ -506,7 +518,11 @@ def agent_eval(
     agent: Annotated[str, typer.Option(help="ppo, explorer or random; unless said, what the config names.")] = "",
     folder: Annotated[Path, typer.Option("--from", help="Where PPO was trained.")] = Path("runs/agent"),
 ) -> None:
-    """Examine an agent: mean scores with 95% intervals. [dim]mirage-env agent eval explore --agent explorer[/]"""
+    """Examine an agent: mean scores with 95% intervals. [dim]mirage-env agent eval explore --agent explorer[/]
+
+    Whoever is examined walks in the same episodes: the k-th is reset with first_test_seed + k. spl is success weighted
+    by the shortest way over the way walked; known_m3 are cubic metres that became known.
+    """
     from mirage_env.agents.config import load
     from mirage_env.agents.evaluation import evaluate, make_agent, summary
 
@@ -570,7 +586,12 @@ def agent_prove(
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes, to go on with another call.")] = math.inf,
     videos: Annotated[bool, typer.Option(help="Film one episode of every method in the end.")] = False,
 ) -> None:
-    """Does an agent that learned in dreams do well in the true world? [dim]mirage-env agent prove small[/]"""
+    """Does an agent that learned in dreams do well in the true world? [dim]mirage-env agent prove small[/]
+
+    Trains PPO in generated worlds, in the simulator, in drafts and without eyes, and examines all of them, random and
+    scripted agents in the same true scenes. Every (task, method, seed) is done once and kept: call it again to go on,
+    with more seeds or tasks=\\[point_goal], or run it twice at once to use two cores.
+    """
     from mirage_env.agents.config import PROOFS, load
 
     _needs_stable_baselines3()

@@ -106,6 +106,22 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         render_map: put the map beside the picture of "rgb_array": what is known to be free and solid, the path, the
             camera and the goal.
 
+    What `info` has, after `reset` and every `step`:
+
+        world_from_camera   float32 (4, 4), where the camera is now, after collisions
+        generated           whether the frame on show is generated; False for a draft or a held one
+        chunk_phase         steps since the last generated frame, 0 to chunk - 1
+        remembered_share    share of the latent cells of the frame that memory showed, the rest is invented
+        memory_points, memory_bytes     what the world holds; 0 in the simulator
+        drift               how far what is seen lies from what is remembered; 0 is none, see `World.stats`
+        collided, collisions            whether this step was hindered, and how many were in this episode
+        known_m3            cubic metres seen twice alike, free or solid: the coverage
+        reward_terms        parts of the reward and other numbers of the task, see `mirage_env.envs.tasks`; empty at reset
+        fov_deg, fov_source             horizontal field of view, and whence: given, picture, default or intrinsics
+        image, image_sha256             generated worlds: the picture and the hash of its file or pixels
+        scene_seed, family              simulated ones: the scene and its kind of place
+        gap_db              `MirageTwin-v0`: PSNR of the last generated frame against the truth
+
     Raises:
         UnknownNameError, InvalidValueError: in one sentence, for arguments that make no sense.
     """
