@@ -1,8 +1,9 @@
 """The proof: does an agent that learned only in worlds made from single pictures do well in the true world?
 
 Every cell (task, method, seed) is a folder that is trained and examined once; the same command goes on where it was cut
-off, and several of it share the cells of one folder. Everybody is examined in `MirageSim-v0` and scored on true geometry, in the same episodes: held-out scenes of the
-families that training knows, and the family that it never draws from.
+off, and several of it share the cells of one folder. Everybody is examined in `MirageSim-v0` and scored on true
+geometry, in the same episodes: held-out scenes of the families that training knows, and the family that it never draws
+from.
 """
 
 from __future__ import annotations

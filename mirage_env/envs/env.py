@@ -116,7 +116,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         drift               how far what is seen lies from what is remembered; 0 is none, see `World.stats`
         collided, collisions            whether this step was hindered, and how many were in this episode
         known_m3            cubic metres seen twice alike, free or solid: the coverage
-        reward_terms        parts of the reward and other numbers of the task, see `mirage_env.envs.tasks`; empty at reset
+        reward_terms        parts of the reward and other numbers of the task, see `envs.tasks`; empty at reset
         fov_deg, fov_source             horizontal field of view, and whence: given, picture, default or intrinsics
         image, image_sha256             generated worlds: the picture and the hash of its file or pixels
         scene_seed, family              simulated ones: the scene and its kind of place
