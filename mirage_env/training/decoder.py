@@ -39,9 +39,9 @@ class DecoderLossConfig:
     crop_cells: int = 8
     latent_noise: float = 0.1
     gradient_weight: float = 0.5
-    critic_weight: float = 0.1
+    critic_weight: float = 0.02
     """Of the hinge loss: how much it pays to be taken for a true picture."""
-    feature_weight: float = 0.3
+    feature_weight: float = 0.5
     """Of the distance between the critic's features of the picture and of the truth."""
     critic_width: int = 40
 
