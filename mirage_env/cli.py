@@ -674,7 +674,7 @@ def rollout_run(
         "rollout"
     ),
     shard: Annotated[
-        str, typer.Option(help="i/N: every N-th unit from i on; auto: as the cluster's array variables say.")
+        str, typer.Option(help="i/N: every N-th unit from i on; auto or auto/N: as the cluster's array variables say.")
     ] = "0/1",
     workers: Annotated[str | None, typer.Option(help="ray, or ray:N for N workers.")] = None,
     keep: Annotated[str | None, typer.Option(help='Store only such episodes: "reprojection_rel < 0.1".')] = None,
@@ -761,20 +761,23 @@ def rollout_retry(folder: RolloutFolder) -> None:
 
 @app.command("export")
 def export_command(
-    folder: RolloutFolder,
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run; for ply, also a saved world.")],
     form: Annotated[str, typer.Option("--to", help="minari, lerobot, webdataset, realestate10k, video or ply.")],
     target: Annotated[Path, typer.Option("--out", help="A new folder; it appears when it is whole.")],
     keep: Annotated[str | None, typer.Option(help='Only such episodes: "reprojection_rel < 0.1".')] = None,
 ) -> None:
-    """Write a run's episodes in the format of other training code.
+    """Write a run's episodes in the format of other training code, or the memory of a saved world as points.
 
     [dim]mirage-env export night --to lerobot --out night-lerobot --keep "collisions == 0"[/]
+
+    [dim]mirage-env export place.safetensors --to ply --out place[/]
     """
     from mirage_env.rollout.export import FORMATS, export
 
     with _Meter("exporting", 1, unit="episodes") as meter:
-        count = export(folder, form, target, keep, meter.update)
-    out.print(f"{count} episodes in {escape(str(target))}: {FORMATS[form]}")
+        count = export(source, form, target, keep, meter.update)
+    what = "the memory" if source.is_file() else f"{count} episodes"
+    out.print(f"{what} in {escape(str(target))}: {FORMATS[form]}")
 
 
 def _run_of(file: Path, overrides: list[str] | None) -> Run:

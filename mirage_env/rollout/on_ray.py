@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Any
 
-from mirage_env.errors import InvalidValueError
+from mirage_env.errors import InvalidValueError, MirageError
 from mirage_env.rollout.config import Run
 from mirage_env.rollout.folder import RunFolder
 from mirage_env.rollout.run import Outcome, Progress, Stop, Worker
@@ -68,7 +69,7 @@ def _run(ray: Any, run: Run, out: str, workers: int, progress: Progress | None, 
                 folder.fail(unit, None, f"the worker died {ATTEMPTS} times at this unit; it may need more memory")
                 part = Outcome(failed=len(run.jobs(unit)))
             except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, InvalidValueError) else error from None
+                raise error.cause if isinstance(error.cause, MirageError) else error from None
             for name in ("units", "episodes", "frames", "failed"):
                 setattr(outcome, name, getattr(outcome, name) + getattr(part, name))
             done += len(run.jobs(unit)) * (run.config.steps + 1)
@@ -82,7 +83,12 @@ class _RayWorker:
     """A worker in a process of ray's; results travel as JSON."""
 
     def __init__(self, run: Run, out: str):
-        self._worker, self._folder = Worker(run), RunFolder(out)
+        self._run, self._folder = run, RunFolder(out)
+
+    @cached_property
+    def _worker(self) -> Worker:
+        """Made when first used: ray cannot tell an actor whose constructor raised from one that died."""
+        return Worker(self._run)
 
     def generate(self, unit: int) -> str:
         return json.dumps(vars(self._worker.run_units(self._folder, [unit])))

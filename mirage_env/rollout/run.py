@@ -259,23 +259,34 @@ def run_shard(
 
 
 def shard_from_text(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """(i, N) from "i/N", i from 0 on, or from the array variables of a cluster for "auto".
+    """(i, N) from "i/N", i from 0 on, or from the array variables of a cluster for "auto" and "auto/N".
 
-    Known are job arrays and tasks of Slurm, arrays of Grid Engine and of LSF. Raises InvalidValueError.
+    "auto" knows job arrays and tasks of Slurm, arrays of Grid Engine and of LSF. "auto/N" takes the task's number
+    modulo N instead: for arrays of PBS, which do not say how many they are, and where only some tasks are submitted
+    again. Raises InvalidValueError.
     """
-    if text == "auto":
-        for names, offset in _ARRAYS:
-            if all(environment.get(name, "").isdecimal() for name in names):
-                values = [int(environment[name]) for name in names]
-                return _checked(*offset(values))
-        raise InvalidValueError(
-            "--shard auto found no array variables of a cluster (SLURM_ARRAY_TASK_ID, SLURM_PROCID, SGE_TASK_ID, "
-            "LSB_JOBINDEX); submit a job array, or say --shard i/N"
-        )
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise InvalidValueError(f'--shard must be i/N with i from 0 to N - 1, or auto, got "{text}"')
-    return _checked(int(index), int(count))
+    if slash and count.isdecimal() and int(count) > 0 and (index == "auto" or index.isdecimal()):
+        return _checked(int(index), int(count)) if index != "auto" else (_task(environment) % int(count), int(count))
+    if text != "auto":
+        raise InvalidValueError(f'--shard must be i/N with i from 0 to N - 1, auto or auto/N, got "{text}"')
+    for names, offset in _ARRAYS:
+        if all(environment.get(name, "").isdecimal() for name in names):
+            return _checked(*offset([int(environment[name]) for name in names]))
+    raise InvalidValueError(
+        f"this is task {_task(environment)} of an array, but of how many the cluster does not say; say --shard auto/N"
+    )
+
+
+def _task(environment: Mapping[str, str]) -> int:
+    """The number of this task in its array."""
+    for name in _TASKS:
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    raise InvalidValueError(
+        f"--shard auto found no array variables of a cluster ({', '.join(_TASKS)}); submit a job array, or say "
+        "--shard i/N"
+    )
 
 
 def _checked(index: int, count: int) -> tuple[int, int]:
@@ -301,3 +312,7 @@ _ARRAYS: tuple[tuple[tuple[str, ...], Callable[[list[int]], tuple[int, int]]], .
     (("LSB_JOBINDEX", "LSB_JOBINDEX_END"), lambda v: (v[0] - 1, v[1])),
 )
 """Variables that must all be numbers -> (i, N)."""
+_TASKS = (
+    "SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "SGE_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX",
+)  # fmt: skip
+"""The number of a task of an array, the first that is there: Slurm, Grid Engine, PBS and Torque, LSF."""

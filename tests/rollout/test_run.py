@@ -251,6 +251,9 @@ def test_stop_ends_between_units(run_of: Any, tmp_path: Path) -> None:
             (3, 5),
         ),
         ("auto", {"LSB_JOBINDEX": "2", "LSB_JOBINDEX_END": "3"}, (1, 3)),
+        ("auto/8", {"PBS_ARRAY_INDEX": "3"}, (3, 8)),
+        ("auto/8", {"PBS_ARRAYID": "8"}, (0, 8)),  # 1 to 8: the last is the first
+        ("auto/8", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "1"}, (5, 8)),
     ],
 )  # fmt: skip
 def test_shards_by_hand_and_by_the_cluster(text: str, variables: dict[str, str], shard: tuple[int, int]) -> None:
@@ -263,18 +266,21 @@ def test_every_unit_belongs_to_one_shard() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "variables", "message"),
     [
-        ("auto", "found no array variables of a cluster"),
-        ("2", "must be i/N"),
-        ("-1/2", "must be i/N"),
-        ("2/2", "shard 2 of 2 does not exist"),
-        ("0/0", "shard 0 of 0 does not exist"),
+        ("auto", {"SGE_TASK_ID": "undefined"}, "--shard auto found no array variables of a cluster"),
+        ("auto/4", {}, "--shard auto found no array variables of a cluster"),
+        ("auto", {"PBS_ARRAY_INDEX": "3"}, "this is task 3 of an array, but of how many .* say --shard auto/N"),
+        ("auto/0", {"PBS_ARRAY_INDEX": "3"}, "must be i/N"),
+        ("2", {}, "must be i/N"),
+        ("-1/2", {}, "must be i/N"),
+        ("0/0", {}, "must be i/N"),
+        ("2/2", {}, "shard 2 of 2 does not exist"),
     ],
 )
-def test_bad_shards_are_one_sentence(text: str, message: str) -> None:
+def test_bad_shards_are_one_sentence(text: str, variables: dict[str, str], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
-        shard_from_text(text, {"SGE_TASK_ID": "undefined"})
+        shard_from_text(text, variables)
 
 
 def test_bad_runs_are_one_sentence(run_of: Any) -> None:
