@@ -659,11 +659,12 @@ def rollout_plan(
     with out.status("timing this machine on the first unit"):
         found = plan(run, shards)
     finish = datetime.now() + timedelta(hours=found.hours)
-    out.print(f"{found.episodes} episodes, at most {found.frames} frames, in {found.units} units")
-    out.print(f"{found.bytes / 1e9:.3g} GB in {found.files} files")
-    out.print(f"{found.node_hours:.3g} node-hours on machines like this one: {found.frames_a_second:.1f} frames/s each")
-    out.print(f"{shards} at a time: {found.hours:.3g} hours; begun now, done {finish:%Y-%m-%d %H:%M}")
-    out.print(f"a unit takes {found.seconds_a_unit:.0f} s: let SIGTERM have that long before SIGKILL")
+    _say(f"{found.episodes} episodes, at most {found.frames} frames, in {found.units} units")
+    _say(f"{found.bytes / 1e9:.3g} GB in {found.files} files")
+    _say(f"{found.node_hours:.3g} node-hours on machines like this one: {found.frames_a_second:.1f} frames/s each")
+    long = timedelta(seconds=round(3600 * found.hours))
+    _say(f"{shards} at a time: {long} (h:mm:ss); begun now, done {finish:%Y-%m-%d %H:%M}")
+    _say(f"a unit takes {found.seconds_a_unit:.0f} s: let SIGTERM have that long before SIGKILL")
 
 
 @rollout.command("run")
@@ -695,9 +696,10 @@ def rollout_run(
     part, total, place = shard_from_text(shard, os.environ), run.config.units, RunFolder(folder)
     if dry_run:
         todo = [unit for unit in mine(total, part) if not place.exists(unit)]
-        out.print(f"{len(todo)} of {total} units would be generated, as shard {part[0]} of {part[1]}; for example")
+        _say(f"{len(todo)} of {total} units would be generated, as shard {part[0]} of {part[1]}; for example")
         for job in run.jobs(todo[0]) if todo else []:
-            out.print(f"  {escape(str(vars(job)))}")
+            way = job.trajectory or run.config.mover
+            _say(f"  episode {job.episode}, seed {job.seed}: {escape(f'{job.source.image or run.config.env}, {way}')}")
         return
     with _Meter("generating", 1) as meter, Stop().on_signals() as stop:
         if workers is None:
@@ -716,13 +718,13 @@ def rollout_status(folder: RolloutFolder) -> None:
 
     place = RunFolder(folder)
     found = place.status()
-    out.print(f"{found.units_done} of {found.units} units, {found.episodes_done} of {found.episodes} episodes")
-    out.print(f"{found.frames} frames in {found.bytes / 1e9:.3g} GB; {found.dropped} episodes refused by keep")
+    _say(f"{found.units_done} of {found.units} units, {found.episodes_done} of {found.episodes} episodes")
+    _say(f"{found.frames} frames in {found.bytes / 1e9:.3g} GB; {found.dropped} episodes refused by keep")
     if found.failed:
-        out.print(f"{found.failed} episodes failed:")
+        _say(f"{found.failed} episodes failed:")
         for line in place.failures()[:10]:
-            out.print(f"  unit {line['unit']}, episode {line['episode']}: {escape(line['error'])}")
-        out.print(f"try them again: [bold]mirage-env rollout retry {escape(str(folder))}[/]")
+            _say(f"  unit {line['unit']}, episode {line['episode']}: {escape(line['error'])}")
+        _say(f"try them again: [bold]mirage-env rollout retry {escape(str(folder))}[/]")
 
 
 @rollout.command("verify")
@@ -737,11 +739,9 @@ def rollout_verify(folder: RolloutFolder) -> None:
         for count, (_, faults) in enumerate(place.verify(), start=1):
             wrong += bool(faults)
             for fault in faults:
-                out.print(f"[red]{escape(fault)}[/]")
+                _say(f"[red]{escape(fault)}[/]")
             meter.update(count, total)
-    out.print(
-        f"{count - wrong} of {count} units are whole" + ("" if count == total else f"; {total - count} are missing")
-    )
+    _say(f"{count - wrong} of {count} units are whole" + ("" if count == total else f"; {total - count} are missing"))
     if wrong:
         raise typer.Exit(3)
 
@@ -777,7 +777,7 @@ def export_command(
     with _Meter("exporting", 1, unit="episodes") as meter:
         count = export(source, form, target, keep, meter.update)
     what = "the memory" if source.is_file() else f"{count} episodes"
-    out.print(f"{what} in {escape(str(target))}: {FORMATS[form]}")
+    _say(f"{what} in {escape(str(target))}: {FORMATS[form]}")
 
 
 def _run_of(file: Path, overrides: list[str] | None) -> Run:
@@ -797,15 +797,20 @@ def _ray_workers(text: str) -> int | None:
 
 
 def _tell_outcome(outcome: Outcome, folder: Path) -> None:
-    out.print(f"{outcome.episodes} episodes, {outcome.frames} frames, in {escape(str(folder))}")
+    _say(f"{outcome.episodes} episodes, {outcome.frames} frames, in {escape(str(folder))}")
     if outcome.failed:
-        out.print(f"[red]{outcome.failed} episodes failed[/]; see {escape(str(folder / 'failures.jsonl'))}, then: ")
-        out.print(f"  [bold]mirage-env rollout retry {escape(str(folder))}[/]")
+        _say(f"[red]{outcome.failed} episodes failed[/]; see {escape(str(folder / 'failures.jsonl'))}, then: ")
+        _say(f"  [bold]mirage-env rollout retry {escape(str(folder))}[/]")
     if outcome.stopped:
-        out.print("stopped as asked, the unit in hand is whole; the same command goes on")
+        _say("stopped as asked, the unit in hand is whole; the same command goes on")
         raise typer.Exit(143)
     if outcome.failed:
         raise typer.Exit(3)
+
+
+def _say(text: str) -> None:
+    """A line for people that may hold a path, and so is not cut where the window ends."""
+    out.print(text, soft_wrap=True)
 
 
 def parse_size(text: str) -> tuple[int, int]:

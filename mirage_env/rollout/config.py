@@ -97,6 +97,11 @@ class Run:
     def camera_files(self) -> tuple[str, ...]:
         return camera_files(self.config.mover_kwargs.get("path")) if self.config.mover == "cameras" else ()
 
+    @property
+    def follows_files(self) -> bool:
+        """Whether any episode follows a camera file."""
+        return self.config.mover == "cameras" or any(row.trajectory for row in self.inputs)
+
     def jobs(self, unit: int) -> list[Job]:
         """The episodes of a unit."""
         size = self.config.episodes_a_unit

@@ -69,6 +69,7 @@ def read_inputs(source: str | None) -> tuple[Input, ...]:
         return _manifest(path)
     if path.is_dir():
         return tuple(Input(image) for image in picture_pool(path))
+    upright_size(source)  # one of many may fail, and the others go on; the only one is told before anything begins
     return (Input(source),)
 
 

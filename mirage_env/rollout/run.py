@@ -148,9 +148,8 @@ class Worker:
 def _make(run: Run) -> WalkVectorEnv:
     """As many environments as a unit has episodes."""
     config = run.config
-    follows = config.mover == "cameras" or any(row.trajectory for row in run.inputs)
     kwargs: dict[str, Any] = {"obs": "rgb", "feedback": "hold"} if config.mover in ("walk", "loop", "cameras") else {}
-    kwargs |= config.env_kwargs | movers.env_kwargs(config.mover, follows)
+    kwargs |= config.env_kwargs | movers.env_kwargs(config.mover, run.follows_files)
     count = min(config.episodes_a_unit, config.episodes)
     try:
         vector = gym.make_vec(config.env, num_envs=count, max_episode_steps=config.steps, **kwargs)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,38 @@ def test_lerobot_by_its_documented_layout(run: Path, episodes: list[StoredEpisod
     np.testing.assert_allclose(np.ravel(statistics[rgb_key]["mean"]), shown.mean((0, 1, 2)))
     assert statistics[rgb_key]["count"] == [15 * HEIGHT * WIDTH]
     assert about[0]["stats/action/max"] == episodes[0].array("actions").max(0).tolist()
+
+
+def test_lerobot_by_its_own_loader(run: Path, episodes: list[StoredEpisode], tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="the extra export is not installed")
+    python = os.environ.get("LEROBOT_PYTHON") or (sys.executable if find_spec("lerobot") else None)
+    if python is None:
+        pytest.skip("lerobot is not installed; LEROBOT_PYTHON may name the Python of an environment that has it")
+    export(run, "lerobot", tmp_path / "out")
+    reader, read = Path(__file__).with_name("read_lerobot.py"), tmp_path / "read.npz"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    subprocess.run([python, str(reader), str(tmp_path / "out"), str(read)], env=offline, check=True)
+    with np.load(read) as items:
+        about = json.loads(str(items["about"]))
+        assert (about["episodes"], about["frames"], about["fps"]) == (3, 15, 5)
+        assert about["camera_keys"] == ["observation.images.depth", "observation.images.rgb"]
+        assert about["depth_keys"] in (["observation.images.depth"], None)  # None: before lerobot knew of depth
+        assert set(about["tasks"]) == {"move through the scene"}
+        actions = np.concatenate([stored.array("actions") for stored in episodes])
+        np.testing.assert_allclose(about["action_mean"], actions.mean(0), rtol=1e-5)
+        for name, expected in (
+            ("action", actions),
+            ("next.reward", np.concatenate([stored.array("rewards") for stored in episodes])),
+            ("observation.state", np.concatenate([s.array("world_from_camera")[:5, :3] for s in episodes])),
+            ("observation.images.depth", np.concatenate([1000 * s.depth_m()[:5] for s in episodes])),
+            ("episode_index", np.repeat(np.arange(3), 5)),
+            ("timestamp", np.tile(np.arange(5) / 5, 3)),
+        ):
+            np.testing.assert_allclose(items[name].reshape(15, -1), expected.reshape(15, -1), rtol=1e-6, atol=1e-6)
+        shown = np.concatenate([stored.rgb()[:5] for stored in episodes]).transpose(0, 3, 1, 2) / 255
+        difference = np.abs(items["observation.images.rgb"] - shown).mean((1, 2, 3))
+        assert items["observation.images.rgb"].shape == (15, 3, HEIGHT, WIDTH)
+        assert difference.max() < 4 / 255  # H.264, and no frame is another one's
 
 
 def test_lerobot_files_end_where_they_are_full(episodes: list[StoredEpisode], tmp_path: Path) -> None:

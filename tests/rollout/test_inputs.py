@@ -53,5 +53,7 @@ def test_bad_manifests_are_one_sentence(tmp_path: Path, text: str, message: str)
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises((InvalidValueError, ImageError), match=message):
         read_inputs(str(tmp_path / "m.csv"))
+    with pytest.raises(ImageError, match="no picture at"):
+        read_inputs(str(tmp_path / "none"))
     with pytest.raises(ImageError, match="no manifest at"):
         read_inputs(str(tmp_path / "none.csv"))

@@ -75,7 +75,7 @@ def test_a_dry_run_says_what_would_be_done(mirage_env: Command, run_yaml: Path, 
     command = ("rollout", "run", run_yaml, "--out", tmp_path / "out", "--shard", "1/2", "--dry-run")
     code, said = mirage_env(*command)
     assert code == 0 and "1 of 3 units would be generated, as shard 1 of 2" in said
-    assert "'episode': 2" in said and "p30.png" in said and "'episode': 1" not in said
+    assert "episode 2, seed " in said and "p30.png, walk" in said and "episode 1" not in said
     assert not (tmp_path / "out").exists()
     mirage_env("rollout", "run", run_yaml, "--out", tmp_path / "out", "--shard", "1/2")
     assert "0 of 3 units would be generated" in mirage_env(*command)[1]
