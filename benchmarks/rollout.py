@@ -1,8 +1,9 @@
-"""What a rollout costs beside raw stepping, in one run: frames a second and bytes a frame, the overhead of storing,
-what `plan` foretold, and resident memory over many short episodes.
+"""What a rollout costs: the overhead over raw stepping, frames a second and bytes a frame by shards and by ray, what
+`plan` foretold, and resident memory over many short episodes.
 
-python benchmarks/rollout.py
-python benchmarks/rollout.py --sizes 64 128 --episodes 16 --steps 64 --shards 1 2 4 --ray
+python benchmarks/rollout.py --shards 1 2 4 --ray      the table of docs/rollouts.md
+python benchmarks/rollout.py --plan                    what plan said beside what it took, for several configurations
+python benchmarks/rollout.py --memory                  a thousand short episodes
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -28,13 +32,12 @@ from mirage_env.rollout.plan import plan
 from mirage_env.rollout.run import Worker
 
 
-def raw(worker: Worker, unit: int) -> tuple[int, float]:
-    """Frames and seconds of a unit's episodes, stepped by `vector.step` with its movers; nothing is stored."""
+def raw(worker: Worker, unit: int) -> int:
+    """Frames of a unit's episodes, stepped together with their movers; nothing is stored."""
     run, vector = worker.run, worker.vector
     jobs = run.jobs(unit)
     for env in vector.envs:
         env.close()
-    start = time.perf_counter()
     options = [job.source.reset_options(worker.size, None) for job in jobs]
     walks = [env.resetting(job.seed, o) for env, job, o in zip(vector.envs, jobs, options, strict=True)]
     seen = vector.together(walks)
@@ -48,91 +51,138 @@ def raw(worker: Worker, unit: int) -> tuple[int, float]:
         seen = [(result[0], result[4]) for result in results]
         for env in vector.envs:
             env.take_chunk()
-    return len(jobs) * (run.config.steps + 1), time.perf_counter() - start
+    return len(jobs) * (run.config.steps + 1)
 
 
-def stored(worker: Worker, unit: int) -> tuple[int, float, int]:
-    """Frames, seconds and bytes of the same unit on disk."""
+def stored(worker: Worker, unit: int) -> tuple[int, int]:
+    """Frames and bytes of the same unit on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
         sidecar = worker.generate(RunFolder(folder), unit)
-        seconds = time.perf_counter() - start
     assert sidecar is not None
-    return sum(episode["frames"] for episode in sidecar["episodes"]), seconds, sidecar["bytes"]
+    return sum(episode["frames"] for episode in sidecar["episodes"]), sidecar["bytes"]
 
 
-def by_command(config: RunConfig, shards: int, ray: bool) -> tuple[float, float]:
-    """Frames a second and bytes a frame of whole processes, their start included."""
+T = TypeVar("T")
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float, float]:
+    """What it returns, the seconds that it took, and those of this process's processors."""
+    start, busy = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - start, time.process_time() - busy
+
+
+def overhead(config: RunConfig, repeats: int) -> tuple[list[tuple[str, float]], str]:
+    """(name, frames a second) of raw stepping and of storing, side by side so that other load weighs on both."""
+    worker = Worker(Run(config))
+    stored(worker, 0)  # warm
+    ratios, speeds = [], []
+    for repeat in range(repeats):
+        pair = [lambda: raw(worker, 0), lambda: stored(worker, 0)[0]]
+        order = (0, 1) if repeat % 2 else (1, 0)
+        times = {index: timed(pair[index]) for index in order}
+        (frames, alone, alone_busy), (_, seconds, busy) = times[0], times[1]
+        ratios.append((seconds / alone, busy / alone_busy))
+        speeds.append((frames / alone, frames / seconds))
+    clock, busy = (100 * (statistics.median(values) - 1) for values in zip(*ratios, strict=True))
+    rows = list(zip(("raw stepping", "stored"), map(statistics.median, zip(*speeds, strict=True)), strict=True))
+    return rows, f"overhead over raw stepping {clock:+.1f} %, of processor time {busy:+.1f} %"
+
+
+def by_command(config: RunConfig, workers: int, ray: bool) -> tuple[float, float, float]:
+    """Frames a second once every worker has finished a unit, the seconds of the whole command, and bytes a frame."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "run.yaml", Path(folder) / "out"
         file.write_text(yaml.safe_dump({k: v for k, v in vars(config).items() if v is not None}))
         command = [sys.executable, "-m", "mirage_env.cli", "rollout", "run", str(file), "--out", str(out)]
-        more = [["--workers", f"ray:{shards}"]] if ray else [["--shard", f"{i}/{shards}"] for i in range(shards)]
+        more = [["--workers", f"ray:{workers}"]] if ray else [["--shard", f"{i}/{workers}"] for i in range(workers)]
         start = time.perf_counter()
         running = [subprocess.Popen([*command, *m], stdout=subprocess.DEVNULL) for m in more]
         assert [process.wait() for process in running] == [0] * len(running)
         seconds = time.perf_counter() - start
         found = RunFolder(out).status()
-    return found.frames / seconds, found.bytes / found.frames
+        ends = sorted(path.stat().st_mtime for path in out.glob("units/*/*.json"))
+        share = (len(ends) - workers) / len(ends)
+        return share * found.frames / (ends[-1] - ends[workers - 1]), seconds, found.bytes / found.frames
 
 
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def table(arguments: argparse.Namespace, console: Console) -> None:
+    lines = Table("pixels", "", "frames/s", "kB/frame", "whole command, s")
+    for side in arguments.sizes:
+        kwargs = {"size": [side, side], "chunk": arguments.chunk, "collision": "none"}
+        config = RunConfig(episodes=arguments.episodes, steps=arguments.steps, env_kwargs=kwargs)
+        rows, told = overhead(replace(config, episodes=4, episodes_a_unit=4), arguments.repeats)
+        console.print(f"{side} px: {told}")
+        for name, speed in rows:
+            lines.add_row(str(side), f"{name}, one process", f"{speed:.1f}")
+        config = replace(config, episodes_a_unit=max(1, arguments.episodes // (2 * max(arguments.shards, default=1))))
+        for workers in arguments.shards:
+            for ray in (False, True)[: 1 + arguments.ray]:
+                speed, seconds, size = by_command(config, workers, ray)
+                name = f"{workers} {'ray workers' if ray else 'shards'}"
+                lines.add_row(str(side), name, f"{speed:.1f}", f"{size / 1e3:.1f}", f"{seconds:.0f}")
+    console.print(lines)
+
+
+SMALL: dict[str, Any] = {"size": [64, 64], "chunk": 8}
+PLANNED: dict[str, dict[str, Any]] = {
+    "64 px, walk": {"episodes": 16, "env_kwargs": SMALL},
+    "64 px, loop, chunk 1": {"mover": "loop", "episodes": 2, "episodes_a_unit": 1, "env_kwargs": {"size": [64, 64]}},
+    "128 px, walk": {"episodes": 4, "episodes_a_unit": 2, "env_kwargs": {"chunk": 8}},
+    "64 px, video": {"rgb": "video", "episodes": 8, "env_kwargs": SMALL},
+    "64 px, 200 steps": {"steps": 200, "episodes": 4, "episodes_a_unit": 2, "env_kwargs": SMALL},
+    "simulator": {"env": "MirageSim-v0", "episodes": 8, "episodes_a_unit": 4, "env_kwargs": SMALL},
+}
+"""What `plan` is asked about, and what is then done."""
+
+
+def planned(console: Console) -> None:
+    lines = Table("", "plan: s", "took: s", "", "plan: MB", "took: MB", "")
+    for name, changes in PLANNED.items():
+        run = Run(RunConfig(**{"steps": 64, **changes}))
+        told = plan(run)
+        with tempfile.TemporaryDirectory() as folder:
+            _, seconds, _ = timed(lambda run=run, folder=folder: Worker(run).run_units(  # type: ignore[misc]
+                RunFolder(folder), range(run.config.units)))  # fmt: skip
+            size = RunFolder(folder).status().bytes
+        said = 3600 * told.hours - told.startup_s
+        row = [name]
+        for foretold, true in ((said, seconds), (told.bytes / 1e6, size / 1e6)):
+            row += [f"{foretold:.1f}", f"{true:.1f}", f"{100 * (foretold / true - 1):+.0f} %"]
+        lines.add_row(*row)
+    console.print(lines)
+
+
+def memory(episodes: int, console: Console) -> None:
+    """The curve of resident memory: one figure after each tenth of the episodes."""
+    run = Run(RunConfig(episodes=episodes, steps=2, env_kwargs={"size": [32, 32], "chunk": 2}))
+    worker, marks = Worker(run), []
+    with tempfile.TemporaryDirectory() as folder:
+        for units in np.array_split(np.arange(run.config.units), 10):
+            worker.run_units(RunFolder(folder), [int(unit) for unit in units])
+            marks.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+    console.print(f"resident MB after each tenth of {episodes} episodes: {', '.join(f'{mark:.1f}' for mark in marks)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--episodes", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--episodes", type=int, default=16, help="of each whole command")
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--chunk", type=int, default=8)
-    parser.add_argument("--shards", type=int, nargs="*", default=[1, 2], help="whole processes; none: leave them out")
+    parser.add_argument("--shards", type=int, nargs="*", default=[1, 2], help="whole commands; none: leave them out")
     parser.add_argument("--ray", action="store_true", help="and the same numbers of ray workers")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--short-episodes", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5, help="of raw stepping beside storing")
+    parser.add_argument("--plan", action="store_true", help="instead: plan beside the truth")
+    parser.add_argument("--memory", type=int, nargs="?", const=1000, help="instead: so many short episodes")
     arguments = parser.parse_args()
     console = Console()
-
-    table = Table("pixels", "", "frames/s", "kB/frame")
-    for side in arguments.sizes:
-        kwargs = {"size": [side, side], "chunk": arguments.chunk, "collision": "none"}
-        config = RunConfig(episodes=arguments.episodes, steps=arguments.steps, env_kwargs=kwargs)
-        worker = Worker(Run(config))
-        stored(worker, 0)  # warm
-        ratios, speeds, kilobytes = [], [], 0.0
-        for _ in range(arguments.repeats):  # side by side, so that other load weighs on both
-            (frames, alone), (_, seconds, size) = raw(worker, 0), stored(worker, 0)
-            ratios.append(seconds / alone)
-            speeds.append((frames / alone, frames / seconds))
-            kilobytes = size / frames / 1e3
-        for name, values in zip(("raw stepping", "stored"), zip(*speeds, strict=True), strict=True):
-            table.add_row(str(side), name, f"{statistics.median(values):.1f}", f"{kilobytes:.1f}" * (name == "stored"))
-        console.print(f"{side} px: overhead {100 * (statistics.median(ratios) - 1):+.1f} % over raw stepping")
-        told = plan(Run(config))
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            Worker(Run(config)).run_units(RunFolder(folder), range(config.units))
-            true_bytes = RunFolder(folder).status().bytes
-        true = time.perf_counter() - start
-        said = 3600 * told.hours - told.startup_s
-        console.print(f"{side} px: plan said {said:.1f} s and {told.bytes / 1e6:.2f} MB; it took {true:.1f} s "
-                      f"({100 * (said / true - 1):+.0f} %) and {true_bytes / 1e6:.2f} MB")  # fmt: skip
-        for shards in arguments.shards:
-            for ray in (False, True)[: 1 + arguments.ray]:
-                speed, size = by_command(config, shards, ray)
-                name = f"{shards} {'ray workers' if ray else 'shards'}, start included"
-                table.add_row(str(side), name, f"{speed:.1f}", f"{size / 1e3:.1f}")
-    console.print(table)
-
-    if arguments.short_episodes:
-        short = {"size": [32, 32], "chunk": 2}
-        run = Run(RunConfig(episodes=arguments.short_episodes, steps=2, env_kwargs=short))
-        worker, marks = Worker(run), []
-        with tempfile.TemporaryDirectory() as folder:
-            for units in np.array_split(np.arange(run.config.units), 10):
-                worker.run_units(RunFolder(folder), [int(unit) for unit in units])
-                marks.append(round(resident_mb()))
-        console.print(f"resident MB after each tenth of {arguments.short_episodes} episodes: {marks}")
+    if arguments.plan:
+        planned(console)
+    elif arguments.memory:
+        memory(arguments.memory, console)
+    else:
+        table(arguments, console)
 
 
 if __name__ == "__main__":
