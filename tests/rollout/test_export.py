@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mirage_env import world_model
 from mirage_env.artefacts import read_video
+from mirage_env.envs.mirage import MirageEnv
+from mirage_env.envs.mirage_sim import MirageSimEnv
 from mirage_env.errors import InvalidValueError, OutputError, UnknownNameError
 from mirage_env.rollout.export import export
 from mirage_env.rollout.export.ply import write_ply
@@ -24,6 +27,7 @@ from mirage_env.rollout.export.webdataset import write as write_webdataset
 from mirage_env.rollout.folder import RunFolder
 from mirage_env.rollout.run import run_shard
 from mirage_env.rollout.store import StoredEpisode
+from mirage_env.world_model import load_world
 from tests.rollout.wall import SIZE, WALL_M
 
 HEIGHT, WIDTH = SIZE
@@ -216,19 +220,60 @@ def test_video_and_contact_sheet(run: Path, tmp_path: Path) -> None:
         assert sheet.width > 400
 
 
-def test_ply_holds_points_of_the_wall(run: Path, episodes: list[StoredEpisode], tmp_path: Path) -> None:
-    export(run, "ply", tmp_path / "out")
-    data = (tmp_path / "out/000002.ply").read_bytes()
-    header, _, body = data.partition(b"end_header\n")
+def read_ply(path: Path) -> np.ndarray:
+    """x, y, z, red, green, blue of its points."""
+    header, _, body = path.read_bytes().partition(b"end_header\n")
     assert header.startswith(b"ply\nformat binary_little_endian 1.0\n")
     table = np.frombuffer(body, [(c, "<f4") for c in "xyz"] + [(c, "u1") for c in ("red", "green", "blue")])
-    assert f"element vertex {len(table)}\n".encode() in header and len(table) > 1000
+    assert f"element vertex {len(table)}\n".encode() in header
+    return table
+
+
+def test_ply_holds_points_of_the_wall(run: Path, episodes: list[StoredEpisode], tmp_path: Path) -> None:
+    export(run, "ply", tmp_path / "out")
+    table = read_ply(tmp_path / "out/000002.ply")
+    assert len(table) > 1000
     later = table[np.abs(table["z"] - WALL_M) < 0.02]  # what the first picture's depth says is the wall's, too
     assert len(later) > 0.99 * len(table)
     voxels = {tuple(v) for v in np.floor(np.stack([table[c] for c in "xyz"], -1) / 0.02).astype(int)}
     assert len(voxels) == len(table)
     write_ply(tmp_path / "memory.ply", np.arange(6, dtype=np.float32).reshape(2, 3))
     assert (tmp_path / "memory.ply").read_bytes().endswith(np.arange(6, dtype="<f4").tobytes())
+
+
+def test_ply_holds_the_memory_of_a_saved_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the shipped weights. Right after the reset, the points are the cells of the picture, in its colours."""
+    monkeypatch.setattr(world_model, "load_world", load_world)
+    env = MirageEnv("room", size=(64, 64), chunk=2)
+    observation, _ = env.reset(seed=0)
+    env.save(tmp_path / "first.safetensors")
+    assert export(tmp_path / "first.safetensors", "ply", tmp_path / "first") == 1
+    table = read_ply(tmp_path / "first/first.ply")
+    points, colours = (np.stack([table[name] for name in names], -1) for names in ("xyz", ("red", "green", "blue")))
+    state = env.snapshot().episode.world
+    np.testing.assert_array_equal(points, state.memory.points)
+    focal = float(state.history.cameras.intrinsics_px[0, 0, 0])  # on the grid of 8 x 8
+    column, row = (points[:, :2] / points[:, 2:] * focal + 4).astype(int).T
+    cells = observation["rgb"].reshape(8, 8, 8, 8, 3).mean((1, 3))
+    assert len(points) > 40 and np.abs(colours - cells[row, column]).mean() < 6
+
+    for _ in range(4):
+        env.step(np.array([0.3, 0.0, 0.8], np.float32))
+    env.save(tmp_path / "later.safetensors")
+    export(tmp_path / "later.safetensors", "ply", tmp_path / "later")
+    later = read_ply(tmp_path / "later/later.ply")
+    assert len(later) == len(env.snapshot().episode.world.memory) > len(points)
+    grey = (later["red"] == 128) & (later["green"] == 128) & (later["blue"] == 128)
+    assert grey.mean() < 0.1  # what no keyframe shows
+
+
+def test_worlds_without_points_are_one_sentence(tmp_path: Path) -> None:
+    env = MirageSimEnv(size=(32, 32))
+    env.reset(seed=0)
+    env.save(tmp_path / "sim.safetensors")
+    with pytest.raises(InvalidValueError, match="is no saved world of Mirage-v0, so it holds no memory"):
+        export(tmp_path / "sim.safetensors", "ply", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"sim.safetensors"}
 
 
 def test_what_cannot_be_exported_is_one_sentence(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from mirage_env.artefacts import whole_file
 from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.projection import project
 from mirage_env.rollout.store import StoredEpisode
 
 if TYPE_CHECKING:
-    from mirage_env.world_model import WorldModel
+    from mirage_env.world_model import WorldModel, WorldState
 
 VOXEL_M = 0.02
 """One point is kept in each cube of this side, the first one seen."""
-TOKENS_AT_ONCE = 1024
-"""How many tokens of a memory become colours in one pass of the decoder."""
+SAME_SURFACE = 0.05
+"""A keyframe shows a point of the memory where its depth differs by less than this share."""
 
 
 def write(episodes: Iterable[StoredEpisode], out: Path) -> None:
@@ -61,7 +63,7 @@ def episode_points(
 
 
 def world_points(path: Path) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray, "N 3"]]:
-    """What a world that `env.save` wrote remembers: its points, and of each the mean colour that its token decodes to.
+    """What a world that `env.save` wrote remembers: points, and their colours in the earliest keyframe that shows them.
 
     Raises SavedWorldError or UnknownNameError where the file or its preset is not there, InvalidValueError for a world
     whose memory has no points in space.
@@ -74,26 +76,35 @@ def world_points(path: Path) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray
     from mirage_env.world_model import load_world
 
     about = StoredValues(path).about
-    identity = about.get("world", {}) if isinstance(about, dict) else {}
-    if "preset" not in identity:
-        raise InvalidValueError(f"{path} is no saved Mirage world, so it holds no memory; save one of Mirage-v0")
+    identity = about.get("world") if isinstance(about, dict) else None
+    if not isinstance(identity, dict) or "preset" not in identity:
+        raise InvalidValueError(f"{path} is no saved world of Mirage-v0, so it holds no memory")
     height, width = identity["size"].split(" x ")
     world = load_world(identity["preset"], (int(height), int(width)))
-    memory = snapshots.load(path, world, None, Episode).episode.world.memory
-    if isinstance(memory, RgbState):
-        return memory.cloud.points.cpu().numpy(), memory.cloud.tokens.cpu().numpy()
-    if not isinstance(memory, MemoryState):
-        raise InvalidValueError(f"the memory of {path} ({type(memory).__name__}) has no points in space")
-    points, tokens = memory.points.cpu().numpy(), memory.tokens.float()
-    return points, np.concatenate([_colours(world, some) for some in tokens.split(TOKENS_AT_ONCE)])
+    state = snapshots.load(path, world, None, Episode).episode.world
+    if isinstance(state.memory, RgbState):
+        return state.memory.cloud.points.cpu().numpy(), state.memory.cloud.tokens.cpu().numpy()
+    if not isinstance(state.memory, MemoryState):
+        raise InvalidValueError(f"the memory of {path} ({type(state.memory).__name__}) has no points in space")
+    return state.memory.points.cpu().numpy(), _colours(world, state).cpu().numpy()
 
 
-def _colours(world: WorldModel, tokens: Float[Tensor, "N C"]) -> UInt8[np.ndarray, "N 3"]:
-    """The middle of a picture of three by three cells that all hold the token."""
-    latents = tokens[:, None, :, None, None].expand(-1, 1, -1, 3, 3).to(world.device)
-    pictures = world.parts["decode"](latents, latents[:, :0])[:, 0]
-    side = pictures.shape[1] // 3
-    return pictures[:, side:-side, side:-side].float().mean((1, 2)).round().to(torch.uint8).cpu().numpy()
+def _colours(world: WorldModel, state: WorldState) -> UInt8[Tensor, "N 3"]:
+    """Of the memory's points; grey where no keyframe is left that shows one."""
+    points = state.memory.points  # type: ignore[attr-defined]  # of a `MemoryState`
+    colours = torch.full((len(points), 3), 128, dtype=torch.uint8, device=points.device)
+    for keyframe in reversed(state.keyframes):  # the earliest has the last word
+        latents = keyframe.latents[:, None]
+        with torch.inference_mode(), world.precision():
+            picture = world.parts["decode"](latents, latents[:, :0])[0, 0]
+        cells = adaptive_avg_pool2d(picture.movedim(-1, 0).float(), keyframe.cameras.size).round().to(torch.uint8)
+        (place,), (z,) = project(points, keyframe.cameras)
+        height, width = keyframe.cameras.size
+        ahead = (z > 0) & (place >= 0).all(1) & (place < place.new_tensor([width, height])).all(1)
+        column, row = place[ahead].long().unbind(1)
+        shown = (keyframe.depth_m[0, row, column] / z[ahead] - 1).abs() < SAME_SURFACE  # not where depth is unknown
+        colours[ahead.nonzero()[shown, 0]] = cells[:, row[shown], column[shown]].T
+    return colours
 
 
 def write_ply(path: Path, points: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N 3"] | None = None) -> None:
