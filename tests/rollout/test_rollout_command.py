@@ -56,7 +56,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_from_the_first_frame_to_the_export(mirage_env: Command, run_yaml: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, said = mirage_env("rollout", "run", run_yaml, "--out", out)
-    assert (code, "5 episodes, 35 frames" in said, "frames/s" in said) == (0, True, True)
+    assert (code, "5 episodes, 35 frames" in said, "frames/s" in said) == (0, True, True), said
     code, said = mirage_env("rollout", "status", out)
     assert (code, "3 of 3 units, 5 of 5 episodes 35 frames" in said) == (0, True)
     assert mirage_env("rollout", "verify", out)[1].endswith("3 of 3 units are whole")

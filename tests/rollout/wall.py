@@ -54,7 +54,7 @@ class WallWorld:
         return Frames(rgb, depth, sky, torch.zeros_like(sky), remembered, cameras)
 
 
-def load_wall(preset: str, size: tuple[int, int], device: str) -> WallWorld:
+def load_wall(preset: str, size: tuple[int, int], device: str, weights: str | None = None) -> WallWorld:
     """In place of `load_world`."""
     return WallWorld(size)
 
