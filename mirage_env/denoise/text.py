@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -30,10 +31,11 @@ class PromptEncoder:
         """The prompt's embedding; None is the empty prompt, which training's text dropout showed too."""
         prompt = prompt or ""
         if prompt not in self._known:
-            self._known[prompt] = self._embed(prompt)
+            (self._known[prompt],) = self.each([prompt])
         return self._known[prompt]
 
-    def _embed(self, prompt: str) -> Float[Tensor, "1 l d"]:
+    def each(self, prompts: Iterable[str | None]) -> Iterator[Float[Tensor, "1 l d"]]:
+        """The embedding of every prompt in turn: the encoder is read once for all of them, and nothing is kept."""
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
         from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -48,19 +50,19 @@ class PromptEncoder:
                 f"the text encoder of {self.checkpoint} cannot be read ({reason}); fetch it again"
             ) from None
         room = sum(p.nbytes for p in encoder.parameters()) * 1.1
-        place = (
-            self.device if free_bytes(self.device) > room else torch.device("cpu")
-        )  # beside all that is there already
+        roomy = free_bytes(self.device) > room  # beside all that is there already
+        place = self.device if roomy else torch.device("cpu")
         encoder = encoder.to(place).eval()
-        words = tokenizer(
-            [prompt_clean(prompt)],
-            padding="max_length",
-            max_length=TEXT_TOKENS,
-            truncation=True,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(place)
-        with torch.inference_mode():
-            states = encoder(words.input_ids, words.attention_mask).last_hidden_state
-        return (states * words.attention_mask[..., None]).float().to(self.device, copy=True)
+        for prompt in prompts:
+            words = tokenizer(
+                [prompt_clean(prompt or "")],
+                padding="max_length",
+                max_length=TEXT_TOKENS,
+                truncation=True,
+                add_special_tokens=True,
+                return_attention_mask=True,
+                return_tensors="pt",
+            ).to(place)
+            with torch.inference_mode():
+                states = encoder(words.input_ids, words.attention_mask).last_hidden_state
+            yield (states * words.attention_mask[..., None]).float().to(self.device, copy=True)

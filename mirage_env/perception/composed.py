@@ -22,7 +22,7 @@ from mirage_env.types import Cameras
 
 _BUILT_IN = {
     "depth": {"depth-anything-3": "mirage_env.perception.depth_anything3:load"},
-    "masks": {"sam3": "mirage_env.perception.sam3:load"},
+    "masks": {"sam3": "mirage_env.perception.sam3:load", "sam3-package": "mirage_env.perception.sam3:load_package"},
 }
 
 
@@ -31,7 +31,7 @@ class OutsideModel:
     """Which model sees, and where its weights lie."""
 
     model: str
-    """depth-anything-3 or sam3, or the name of an entry point."""
+    """depth-anything-3, sam3 or sam3-package, or the name of an entry point."""
     weights: str
     """A local folder, or a checkpoint of the hub that was fetched."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -2,7 +2,9 @@
 
 The model of transformers is the default. The `sam3` package holds the same network, but leaves dependencies undeclared
 (triton among them) and its vocabulary file out of the wheel, hard-codes CUDA and one resolution, pins numpy below what
-is used here, and reads its weights by pickle. Where it runs for you, hand over its processor: `Sam3Package`.
+is used here, and reads its weights by pickle. Where it can be imported it serves as `model: sam3-package`, from a
+folder with PACKAGE_WEIGHTS, made once of its sam3.pt (docs/full-size.md), and with PACKAGE_VOCABULARY; or hand over a
+processor of your own: `Sam3Package`.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_env.config import build
-from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.errors import InvalidValueError, MirageError, WeightsError
 from mirage_env.perception.qwen3_vl import MovingThings
 from mirage_env.weights.checkpoint import check_extra, find
 
+PACKAGE_WEIGHTS, PACKAGE_VOCABULARY = "sam3-package.safetensors", "bpe_simple_vocab_16e6.txt.gz"
 TEXT_TOKENS = 32
 """All that its text encoder reads of a phrase."""
 
@@ -57,10 +62,25 @@ class PhraseSegmenter(Protocol):
 
 def load(weights: str, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Sam3:
     """A `MaskModel`."""
+    return _load(Sam3Transformers, weights, options, device, dtype)
+
+
+def load_package(weights: str, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Sam3:
+    """The same by the `sam3` package."""
+    return _load(Sam3Package.from_folder, weights, options, device, dtype)
+
+
+def _load(
+    segmenter: Callable[[Path, torch.device, torch.dtype], PhraseSegmenter],
+    weights: str,
+    options: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Sam3:
     check_extra("sam3", "transformers")
     config = build(Sam3Config, options, "perception.masks.options")
     names = None if config.names is None else MovingThings(find(config.names), device, dtype)
-    return Sam3(Sam3Transformers(find(weights), device, dtype), names, config)
+    return Sam3(segmenter(find(weights), device, dtype), names, config)
 
 
 class Sam3(nn.Module):
@@ -134,11 +154,7 @@ class Sam3Transformers(nn.Module):
 
 
 class Sam3Package:
-    """A `PhraseSegmenter` by the `Sam3Processor` of the `sam3` package, which you build, weights and all:
-
-    from sam3.model.sam3_image_processor import Sam3Processor
-    masks = Sam3(Sam3Package(Sam3Processor(model)), names)
-    """
+    """A `PhraseSegmenter` by a `Sam3Processor` of the `sam3` package."""
 
     def __init__(self, processor: Any):
         missing = [name for name in ("set_image", "set_text_prompt") if not hasattr(processor, name)]
@@ -147,6 +163,28 @@ class Sam3Package:
                 f"expected a Sam3Processor of the sam3 package, got {type(processor).__name__} without {missing[0]}"
             )
         self.processor = processor
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Sam3Package:
+        """The package's network in the precision that it chooses; raises `MirageError` where it cannot run."""
+        if device.type != "cuda":
+            raise MirageError(f"the sam3 package runs on CUDA alone, not on {device}; take model: sam3, its port")
+        try:
+            from sam3.model.sam3_image_processor import Sam3Processor
+            from sam3.model_builder import build_sam3_image_model
+        except ImportError as error:
+            raise MirageError(f"the sam3 package cannot be imported ({error}); take model: sam3, its port") from None
+        for name in (PACKAGE_WEIGHTS, PACKAGE_VOCABULARY):
+            if not (folder / name).is_file():
+                raise WeightsError(f"the sam3 package needs {folder / name}; docs/full-size.md says how to make it")
+        vocabulary = str(folder / PACKAGE_VOCABULARY)
+        model = build_sam3_image_model(vocabulary, str(device), load_from_HF=False)
+        try:
+            load_model(model, folder / PACKAGE_WEIGHTS)
+        except (SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsError(f"{folder / PACKAGE_WEIGHTS} does not fit ({reason}); make it anew") from None
+        return cls(Sam3Processor(model.requires_grad_(False), device=str(device)))
 
     def __call__(
         self, image: Float[Tensor, "3 H W"], phrases: Sequence[str], threshold: float

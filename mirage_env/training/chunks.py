@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +48,8 @@ class Clip:
     rgb: UInt8[np.ndarray, "k H W 3"]
     text: Float[Tensor, "1 l d"] | None = None
     """The caption's embedding, where the backbone reads words."""
+    references: Mapping[int, Sequence[int]] | None = None
+    """Past keyframes that saw what comes after a frame, the best first; None: they are looked for when it is drawn."""
 
 
 @runtime_checkable
@@ -187,8 +189,11 @@ class ChunkStage(Stage):
         count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
         if reading.frames is None:
             past = keys[:-1]
-            grid = depth_to_grid(depth[:-1], masks[:-1] == 0, (h, w))
-            chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
+            if clip.references is None:
+                grid = depth_to_grid(depth[:-1], masks[:-1] == 0, (h, w))
+                chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
+            else:
+                chosen = torch.tensor([k for k in clip.references[overlap] if k in past.tolist()][:count], dtype=int)
             references = PastFrames(history[chosen], grid_cameras[chosen])
         else:
             references = reading.frames[:count]

@@ -122,5 +122,5 @@ def fill_store(
     place = torch.device(device)
     checkpoint, dtype = find(preset.weights), weight_dtype(place)
     codec = WanCodec.from_checkpoint(checkpoint, preset.codec, dtype).to(place).eval().requires_grad_(False)
-    perception, embed = preset.perception.load(place, dtype), PromptEncoder(checkpoint, place, dtype)
+    perception, embed = preset.perception.load(place, dtype), PromptEncoder(checkpoint, place, dtype).each
     return VideoWriter(folder, config, codec, perception, embed, place, shard, shards).add(videos, report)

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,8 @@ from mirage_env.cameras_io import CameraPath, read_cameras
 from mirage_env.codec.wan import WanCodec, to_float
 from mirage_env.denoise.text import TEXT_TOKENS
 from mirage_env.errors import InvalidValueError, MirageError
+from mirage_env.memory.depth_grid import depth_to_grid
+from mirage_env.memory.recall import recall
 from mirage_env.perception import Perception
 from mirage_env.training.chunks import Clip
 from mirage_env.training.clips import DYNAMIC, SKY
@@ -41,7 +43,12 @@ _MAP_BYTES = 1 << 42
 """How far a shard may grow; LMDB takes the room as it fills."""
 Report = Callable[[int, int, str], None]
 """(clips done, clips in all, note)"""
-Embed = Callable[[str | None], Float[Tensor, "1 l d"]]
+Embed = Callable[[Iterable[str | None]], Iterator[Float[Tensor, "1 l d"]]]
+"""Captions, or None where there is none, to the embedding of each."""
+
+
+class StoreError(MirageError, OSError):
+    """A store that cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class VideoConfig:
     chunks: int = 3
     key_stride: int = 4
     """Every how many-th latent frame can be a keyframe: its depth, masks, picture and image latent are kept."""
+    references: int = 4
+    """Past keyframes that are noted for a chunk, at most."""
     every: int = 1
     """Every how many-th picture of the video is taken."""
 
@@ -89,7 +98,8 @@ def find_videos(folder: Path) -> list[Video]:
     videos = []
     for path in files:
         beside = [path.with_suffix(suffix) for suffix in ("", *VIDEOS)]
-        pictures = next((p for p in beside if p.exists()), path.with_suffix(""))
+        frames = path.parent.parent / "frames" / path.stem  # where `mirage-env export --to realestate10k` puts them
+        pictures = next((p for p in (*beside, frames) if p.exists()), path.with_suffix(""))
         caption = path.with_suffix(".caption.txt")
         words = caption.read_text(encoding="utf-8").strip() if caption.exists() else None
         videos.append(Video(str(path.relative_to(folder).with_suffix("")), path, pictures, words))
@@ -122,7 +132,7 @@ def read_pictures(video: Video, cameras: CameraPath) -> Iterator[UInt8[np.ndarra
     except RuntimeError:
         raise InvalidValueError(f"{video.pictures} is damaged or no video") from None
     wanted: Sequence[int] = range(len(cameras))
-    if cameras.timestamp_s is not None:
+    if cameras.timestamp_s is not None and total != len(cameras):  # cameras of some frames: their times tell which
         wanted = [round(float(t) * total / max(seconds, 1e-6)) for t in cameras.timestamp_s]
     given = 0
     for index, frame in enumerate(_decoded(video.pictures)):
@@ -198,37 +208,54 @@ class VideoWriter:
         self.path = folder / f"shard-{shard:04d}"
 
     def add(self, videos: Sequence[Video], report: Report = lambda done, total, note: None) -> dict[str, str]:
-        """Adds this shard's share of the videos; returns those that were skipped, with the reason of each."""
+        """Adds this shard's share of the videos; returns those that were skipped, with the reason of each.
+
+        A video that turns out to be damaged behind its first clips leaves these in the store. Raises `StoreError` where
+        the store itself cannot be written.
+        """
         import lmdb
 
-        mine, skipped = videos[self.shard :: self.shards], {}
-        with lmdb.open(str(self.path), map_size=_MAP_BYTES) as store:
+        try:
+            with lmdb.open(str(self.path), map_size=_MAP_BYTES) as store:
+                return self._add(store, videos[self.shard :: self.shards], report)
+        except lmdb.Error as error:
+            raise StoreError(
+                f"the store {self.path} cannot be written ({error}); free space or use another disk, the same command "
+                "goes on"
+            ) from None
 
-            def put(key: str, tensors: dict[str, Tensor]) -> None:
-                with store.begin(write=True) as transaction:
-                    transaction.put(key.encode(), save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
+    def _add(self, store: Any, videos: Sequence[Video], report: Report) -> dict[str, str]:
+        def put(key: str, tensors: dict[str, Tensor]) -> None:
+            with store.begin(write=True) as transaction:
+                transaction.put(key.encode(), save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
 
-            put("empty", {"text": self._words(None)})
-            for done, video in enumerate(mine):
-                report(done, len(mine), video.name)
-                with store.begin() as transaction:
-                    whole = transaction.get(f"done:{video.name}".encode()) is not None
-                if whole:
-                    continue
-                try:
-                    for part, tensors in enumerate(self._clips(video)):
-                        put(f"clip:{video.name}:{part}", tensors)
-                except (MirageError, OSError, ValueError) as error:
-                    skipped[video.name] = " ".join(str(error).split()) or type(error).__name__
-                    continue
+        def missing(key: str) -> bool:
+            with store.begin() as transaction:
+                return transaction.get(key.encode()) is None
+
+        todo = [video for video in videos if missing(f"done:{video.name}")]
+        done, skipped = len(videos) - len(todo), dict[str, str]()
+        report(done, len(videos), "captions")
+        captions = [c for c in dict.fromkeys([None, *(video.caption for video in todo)]) if missing(_caption_key(c))]
+        if captions:  # all of them before the first video, so that the text encoder is read once
+            for caption, embedding in zip(captions, self.embed(captions), strict=True):
+                put(_caption_key(caption), {"text": _trimmed(embedding[0])})
+        for video in todo:
+            report(done, len(videos), video.name)
+            with store.begin() as transaction:
+                text = load_tensors(transaction.get(_caption_key(video.caption).encode()))
+            parts = 0
+            try:
+                for tensors in self._clips(video):
+                    put(f"clip:{video.name}:{parts}", tensors | text)
+                    parts += 1
                 put(f"done:{video.name}", {})
-        report(len(mine), len(mine), f"{len(skipped)} skipped" if skipped else "")
+            except (MirageError, OSError, ValueError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                skipped[video.name] = f"after {parts} clips, which are kept: {reason}" if parts else reason
+            done += 1
+        report(done, len(videos), f"{len(skipped)} skipped" if skipped else "")
         return skipped
-
-    def _words(self, caption: str | None) -> Tensor:
-        """A caption's embedding without the zeros after its last word."""
-        embedding = self.embed(caption)[0]
-        return embedding[: int(embedding.abs().amax(1).nonzero().max()) + 1].half()
 
     def _clips(self, video: Video) -> Iterator[dict[str, Tensor]]:
         path, config, stride = read_cameras(video.cameras), self.config, self.codec.temporal_stride
@@ -238,7 +265,6 @@ class VideoWriter:
         taken = range(0, len(path), config.every)
         if len(taken) < length:
             raise InvalidValueError(f"it has {len(taken)} frames and a clip needs {length}; take fewer chunks")
-        text = self._words(video.caption)
         rgb: list[np.ndarray] = []
         lenses: list[np.ndarray] = []
         for index, picture in enumerate(read_pictures(video, path)):
@@ -254,7 +280,7 @@ class VideoWriter:
                 cameras = Cameras(
                     torch.from_numpy(poses).float(), torch.from_numpy(np.stack(lenses)).float(), config.size
                 )
-                yield self._clip(np.stack(rgb), cameras.to(self.device)) | {"text": text}
+                yield self._clip(np.stack(rgb), cameras.to(self.device))
                 rgb, lenses = rgb[-1:], lenses[-1:]  # the next clip begins where this one ends
 
     @torch.inference_mode()
@@ -275,13 +301,24 @@ class VideoWriter:
             masks.append((seen.sky * SKY + seen.dynamic * DYNAMIC)[keep])
         keys = torch.arange(0, config.frames, config.key_stride)
         stills = torch.cat([self.codec.encode(images[k : k + 1].to(dtype)).float() for k in (keys * stride).tolist()])
+        depth_m, mask, grid = torch.cat(depth), torch.cat(masks), cameras[::stride].resized(stills.shape[2:])
+        places = depth_to_grid(depth_m, mask == 0, stills.shape[2:])
+        references = torch.full((config.chunks, config.references), -1)
+        for chunk in range(1, config.chunks):
+            overlap = chunk * config.chunk
+            past = keys[keys < overlap].to(depth_m.device)
+            best = recall(
+                places[: len(past)], grid[past], grid[overlap + 1 : overlap + 1 + config.chunk], config.references
+            )
+            references[chunk, : len(best)] = past[best].cpu()
         pictures = {f"rgb.{i}": _jpeg(rgb[k]) for i, k in enumerate((keys * stride).tolist())}
         at = cameras[::stride]
         return pictures | {
             "latents": torch.cat(latents).half(),
             "stills": stills.half(),
-            "depth_m": torch.cat(depth).half(),
-            "masks": torch.cat(masks).to(torch.uint8),
+            "depth_m": depth_m.half(),
+            "masks": mask.to(torch.uint8),
+            "references": references,
             "world_from_camera": at.world_from_camera,
             "intrinsics_px": at.intrinsics_px,
         }
@@ -307,7 +344,7 @@ class VideoClips:
                 self._keys += [(shard, bytes(key)) for key in keys if key.startswith(b"clip:")]
         # shuffled by video, so that what is held out is no neighbour of what is trained on
         self._keys.sort(key=lambda entry: (hashlib.sha256(entry[1].rpartition(b":")[0]).digest(), entry[1]))
-        self._empty = self._get(0, b"empty")["text"] if self._keys else torch.zeros(0)
+        self._empty = self._get(0, _caption_key(None).encode())["text"] if self._keys else torch.zeros(0)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -334,6 +371,7 @@ class VideoClips:
             tensors["masks"].numpy(),
             np.stack(rgb),
             F.pad(words, (0, 0, 0, TEXT_TOKENS - len(words)))[None],
+            {i * self.config.chunk: [k for k in row if k >= 0] for i, row in enumerate(tensors["references"].tolist())},
         )
 
     def _get(self, shard: int, key: bytes) -> dict[str, Tensor]:
@@ -342,12 +380,26 @@ class VideoClips:
         return load_tensors(stored)
 
 
+def _caption_key(caption: str | None) -> str:
+    return "text:" + hashlib.sha256((caption or "").encode()).hexdigest()
+
+
+def _trimmed(embedding: Float[Tensor, "l d"]) -> Float[Tensor, "words d"]:
+    """Without the zeros after its last word."""
+    return embedding[: int(embedding.abs().amax(1).nonzero().max()) + 1].half()
+
+
 @cache
 def _opened(shard: Path) -> Any:
     """LMDB wants a file opened once a process."""
     import lmdb
 
-    return lmdb.open(str(shard), readonly=True, lock=False)
+    try:
+        return lmdb.open(str(shard), readonly=True, lock=False)
+    except lmdb.Error as error:
+        raise StoreError(
+            f"the shard {shard} is damaged ({error}); delete its folder, and mirage-env data makes it anew"
+        ) from None
 
 
 def _jpeg(rgb: UInt8[np.ndarray, "H W 3"]) -> Tensor:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.tiny_checkpoints import qwen3_vl, sam3
-from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.errors import InvalidValueError, MirageError, WeightsError
 from mirage_env.perception.composed import ComposedConfig, OutsideModel
 from mirage_env.perception.qwen3_vl import MovingThings, categories
-from mirage_env.perception.sam3 import Sam3, Sam3Config, Sam3Package, Sam3Transformers
+from mirage_env.perception.sam3 import Sam3, Sam3Config, Sam3Package, Sam3Transformers, load_package
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,38 @@ def test_the_sam3_package_by_its_processor():
     assert masks.shape == (2, 4, 6) and masks[0].nonzero().tolist() == [[0, 0], [1, 1]] and not bool(masks[1].any())
     with pytest.raises(InvalidValueError, match="expected a Sam3Processor of the sam3 package, got SimpleNamespace"):
         Sam3Package(SimpleNamespace())
+
+
+def test_the_sam3_package_by_the_preset(tmp_path, monkeypatch):
+    """The package needs a GPU: stand-ins show what is asked of it, and that each thing that is missing is told."""
+    cuda, path = torch.device("cuda"), tmp_path / "sam3-package.safetensors"
+    with pytest.raises(MirageError, match="runs on CUDA alone, not on cpu; take model: sam3"):
+        Sam3Package.from_folder(tmp_path, torch.device("cpu"), torch.float32)
+    monkeypatch.setitem(sys.modules, "sam3.model_builder", None)
+    with pytest.raises(MirageError, match=r"the sam3 package cannot be imported \(.*\); take model: sam3"):
+        Sam3Package.from_folder(tmp_path, cuda, torch.float32)
+
+    def processor(model, device):
+        return SimpleNamespace(set_image=None, set_text_prompt=None, weight=model.weight.item(), device=device)
+
+    def builder(vocabulary, device, load_from_HF):
+        assert (vocabulary, device, load_from_HF) == (str(tmp_path / "bpe_simple_vocab_16e6.txt.gz"), "cuda", False)
+        return torch.nn.Linear(1, 1, bias=False)
+
+    modules = {"model": {}, "model.sam3_image_processor": {"Sam3Processor": processor}}
+    modules |= {"model_builder": {"build_sam3_image_model": builder}}
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"sam3.{name}", SimpleNamespace(**content))
+    monkeypatch.setitem(sys.modules, "sam3", SimpleNamespace())
+    with pytest.raises(WeightsError, match=r"needs .*sam3-package.safetensors; docs/full-size.md says how"):
+        Sam3Package.from_folder(tmp_path, cuda, torch.float32)
+    save_file({"weight": torch.full((1, 1), 3.0)}, path)
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(b"")
+    made = load_package(str(tmp_path), {}, cuda, torch.float32).segmenter.processor
+    assert (made.weight, made.device) == (3.0, "cuda")
+    save_file({"other": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"sam3-package.safetensors does not fit \(.*\); make it anew"):
+        Sam3Package.from_folder(tmp_path, cuda, torch.float32)
 
 
 def test_folders_that_hold_something_else_are_told(tmp_path):

@@ -76,7 +76,7 @@ def codec(checkpoint) -> WanCodec:
 
 def writer(folder: Path, checkpoint: Path, codec: WanCodec, **share: int) -> VideoWriter:
     wall = ComposedPerception(lambda images, cameras: (torch.full((len(images), *SIZE), 2.0), None))
-    embed = PromptEncoder(checkpoint, "cpu", torch.float32)
+    embed = PromptEncoder(checkpoint, "cpu", torch.float32).each
     return VideoWriter(folder, CUT, codec, wall, embed, torch.device("cpu"), **share)
 
 
