@@ -30,7 +30,7 @@ from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import READOUT_CHANNELS, Denoiser
 from mirage_env.denoise.pretrained import LoraShape, add_lora
 from mirage_env.denoise.text import TEXT_TOKENS
-from mirage_env.denoise.transformer import BRANCH, MemoryTransformer
+from mirage_env.denoise.transformer import BRANCH, Kept, MemoryTransformer
 from mirage_env.world_model import Preset
 
 
@@ -42,18 +42,27 @@ class Count:
     """Of matrix products, convolutions and attention; a multiplication and an addition are two."""
     live_bytes: int
     """The most that its tensors took at one time, weights aside, as eager execution holds them."""
+    traffic_bytes: float
+    """What operations without arithmetic to speak of (sums, norms, casts, copies) read and write, each by itself."""
     output: tuple[int, ...]
 
 
-class _LiveBytes(TorchDispatchMode):
-    """How many bytes the tensors made inside take at one time, at most; every storage once, until it is let go."""
+_PRODUCTS = ("mm", "convolution", "attention", "empty")
+
+
+class _Bytes(TorchDispatchMode):
+    """How many bytes the tensors made inside take at one time, at most (every storage once, until it is let go), and
+    how many pass through operations other than products."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.most, self._known = 0, 0, set[int]()
+        self.now, self.most, self.traffic, self._known = 0, 0, 0, set[int]()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
+        if not function.is_view and not any(part in function._schema.name for part in _PRODUCTS):
+            tensors = [x for x in tree_leaves((args, kwargs, output)) if isinstance(x, Tensor)]
+            self.traffic += sum(x.numel() * x.element_size() for x in tensors)
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -72,9 +81,9 @@ class _LiveBytes(TorchDispatchMode):
 def count(call: Callable[[], Tensor]) -> Count:
     """What a call of networks on the meta device, which returns a tensor, would compute and hold."""
     no_autocast = patch("torch.autocast", lambda *_, **__: nullcontext())  # there is none on the meta device
-    with no_autocast, torch.inference_mode(), FlopCounterMode(display=False) as flops, _LiveBytes() as live:
+    with no_autocast, torch.inference_mode(), FlopCounterMode(display=False) as flops, _Bytes() as seen:
         output = call()
-    return Count(float(flops.get_total_flops()), live.most, tuple(output.shape))
+    return Count(float(flops.get_total_flops()), seen.most, float(seen.traffic), tuple(output.shape))
 
 
 def build(preset: Preset) -> tuple[Denoiser, WanCodec]:
@@ -106,7 +115,14 @@ def parameters(transformer: MemoryTransformer) -> dict[str, int]:
     return sizes
 
 
-def forward(denoiser: Denoiser, latent_size: tuple[int, int], targets: int, memory: bool, past: bool = True) -> Count:
+def forward(
+    denoiser: Denoiser,
+    latent_size: tuple[int, int],
+    targets: int,
+    memory: bool,
+    past: bool = True,
+    kept: Kept | None = None,
+) -> Count:
     """One pass of the denoiser: references, the overlap frame, the targets, preceding frames; a prompt."""
     config, transformer = denoiser.config, denoiser.transformer
     references, preceding = (config.references, config.preceding) if past else (0, 0)
@@ -121,6 +137,7 @@ def forward(denoiser: Denoiser, latent_size: tuple[int, int], targets: int, memo
             readout=torch.empty(1, config.channels, shown, *latent_size, **bf16) if memory else None,
             readout_extra=torch.empty(1, 1, shown, *latent_size, **bf16) if memory else None,
             references=references,
+            kept=kept,
         )
     )
 
@@ -192,7 +209,8 @@ def main(
 
     plain = forward(denoiser, latent_size, targets, memory=False)
     stock = forward(denoiser, latent_size, targets, memory=False, past=False)
-    full = forward(denoiser, latent_size, targets, memory=True)
+    kept = Kept()
+    first, full = (forward(denoiser, latent_size, targets, memory=True, kept=kept) for _ in range(2))
     decode = count(lambda: codec.decode(torch.empty(1, targets + 1, codec.channels, *latent_size, **bf16)))
     encode = count(lambda: codec.encode(torch.empty(keys, 3, *pixels, **bf16)))
     outside = {"decode": decode, "masks": segmented, "encode": encode}
@@ -200,11 +218,12 @@ def main(
         outside["depth"] = depth(pixels, frames)[1]
     except ImportError:
         out.print("depth is not counted: depth-anything-3 is not installed")
-    chunk = steps * full.flops + sum(part.flops for part in outside.values())
+    passes = first.flops + (steps - 1) * full.flops
+    chunk = passes + sum(part.flops for part in outside.values())
     table = Table(
         "part", "TFLOP", "of the chunk", "tensors at most", "output", title=f"One chunk, {steps} steps, counted"
     )
-    rows = {f"denoise, {steps} passes": replace(full, flops=steps * full.flops)} | outside
+    rows = {f"denoise, {steps} passes": replace(full, flops=passes)} | outside
     for name, part in rows.items():
         table.add_row(
             name,
@@ -215,10 +234,12 @@ def main(
         )
     out.print(table)
     out.print(
-        f"one pass: {full.flops / 1e12:.1f} TFLOP; the same frames without branch {plain.flops / 1e12:.1f}, ratio "
-        f"{full.flops / plain.flops:.3f}; the chunk alone, without past frames, {stock.flops / 1e12:.1f}"
+        f"the first pass: {first.flops / 1e12:.1f} TFLOP; the same frames without branch {plain.flops / 1e12:.1f}, ratio "
+        f"{first.flops / plain.flops:.3f}; the chunk alone, without past frames, {stock.flops / 1e12:.1f}"
     )
-    out.print(f"outside the denoising loop: {1 - steps * full.flops / chunk:.1%}")
+    out.print(f"made once a chunk and kept: {(first.flops - full.flops) / 1e12:.2f} TFLOP, not made again every step")
+    out.print(f"element-wise traffic of a pass, without compiling: {full.traffic_bytes / 1e9:,.0f} GB")
+    out.print(f"outside the denoising loop: {1 - passes / chunk:.1%}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ view, two views, straight lines and turning on the spot, which is how environmen
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def load_network(folder: Path) -> nn.Module:
     Raises `MirageError` where the package is missing, `WeightsError` for weights that do not fit.
     """
     holder = nn.Module()  # the released names begin with "model."
+    os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # else it prints a line a call
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and omegaconf about how the package uses them
         try:

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from mirage_env.artefacts import write_video
-from mirage_env.cameras_io import CameraPath, write_realestate10k
+from mirage_env.cameras_io import write_realestate10k
 from mirage_env.codec.wan import WanCodec, to_float
 from mirage_env.config import load_config
 from mirage_env.denoise.pretrained import LoraShape, load_denoiser
@@ -23,6 +23,7 @@ from mirage_env.training.adapter import AdapterLossConfig, AdapterStage
 from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.recipe import load_recipe, run_stage
 from mirage_env.world_model import Preset, load_world
+from tests.released.clips import pictures, sideways
 
 pytest.importorskip("lmdb", reason="training on video needs mirage-env[video]")
 from mirage_env.training.video import VideoClips, VideoConfig, VideoWriter, cropped, find_videos
@@ -33,19 +34,6 @@ LOOP = LoopConfig(
     steps=2, learning_rate=1e-2, warmup=1, ema=0.0, precision="fp32", log_every=1, falls="cosine", decay=1
 )
 LOSS = AdapterLossConfig(batch=2, chunks=(2,), keyframe_stride=2)
-
-
-def sideways(frames: int) -> CameraPath:
-    poses = np.tile(np.eye(4), (frames, 1, 1))
-    poses[:, 0, 3] = 0.02 * np.arange(frames)
-    lens = np.array([[0.8, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]])
-    return CameraPath(poses, np.tile(lens, (frames, 1, 1)), np.arange(frames) / 30)
-
-
-def pictures(frames: int, seed: int) -> np.ndarray:
-    """A coarse pattern that slides by."""
-    pattern = np.random.default_rng(seed).integers(0, 255, (8, 64, 3), dtype=np.uint8).repeat(9, 0).repeat(8, 1)
-    return np.stack([pattern[:, 2 * i : 2 * i + 128] for i in range(frames)])
 
 
 @pytest.fixture(scope="session")
