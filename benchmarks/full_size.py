@@ -234,8 +234,8 @@ def main(
         )
     out.print(table)
     out.print(
-        f"the first pass: {first.flops / 1e12:.1f} TFLOP; the same frames without branch {plain.flops / 1e12:.1f}, ratio "
-        f"{first.flops / plain.flops:.3f}; the chunk alone, without past frames, {stock.flops / 1e12:.1f}"
+        f"the first pass: {first.flops / 1e12:.1f} TFLOP; the same frames without branch {plain.flops / 1e12:.1f}, "
+        f"ratio {first.flops / plain.flops:.3f}; the chunk alone, without past frames, {stock.flops / 1e12:.1f}"
     )
     out.print(f"made once a chunk and kept: {(first.flops - full.flops) / 1e12:.2f} TFLOP, not made again every step")
     out.print(f"element-wise traffic of a pass, without compiling: {full.traffic_bytes / 1e9:,.0f} GB")
