@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import check_cameras
-from mirage_env.geometry.projection import backproject, project
+from mirage_env.geometry.projection import backproject
+from mirage_env.memory.splat import landed
 from mirage_env.types import Cameras
 
 
@@ -26,28 +27,20 @@ def recall(
             f"keyframe depth {tuple(keyframe_depth_m.shape)} does not fit {len(keyframe_cameras)} cameras of "
             f"{keyframe_cameras.size}; pass depth and cameras at latent resolution"
         )
-    landed = _landed(keyframe_depth_m, check_cameras(keyframe_cameras), check_cameras(target_cameras))
+    adds = _landed(keyframe_depth_m, check_cameras(keyframe_cameras), check_cameras(target_cameras))
     chosen: list[int] = []
-    while len(chosen) < count and len(landed):
-        gain = landed.sum(1)
+    while len(chosen) < count and len(adds):
+        gain = adds.sum(1)
         best = int((gain == gain.amax()).nonzero()[0])
         if int(gain[best]) == 0:
             break
         chosen.append(best)
-        landed = landed & ~landed[best]
+        adds = adds & ~adds[best]
     return torch.tensor(chosen, dtype=torch.int64, device=keyframe_depth_m.device)
 
 
 def _landed(keyframe_depth_m: Tensor, keyframe_cameras: Cameras, target_cameras: Cameras) -> Tensor:
     """(K, V * h * w): does any point of keyframe k fall into this target cell?"""
-    (height, width), keyframes, views = target_cameras.size, len(keyframe_cameras), len(target_cameras)
     known = torch.isfinite(keyframe_depth_m) & (keyframe_depth_m > 0)
     points = backproject(torch.where(known, keyframe_depth_m, 1.0), keyframe_cameras)[known]
-    position, depth = project(points, target_cameras)
-    x, y = position.unbind(-1)
-    inside = (depth > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    view, row = inside.nonzero(as_tuple=True)
-    cell = (view * height + y[inside].long()) * width + x[inside].long()
-    landed = keyframe_depth_m.new_zeros(keyframes, views * height * width, dtype=torch.bool)
-    landed[known.nonzero()[:, 0][row], cell] = True
-    return landed
+    return landed(points, known.nonzero()[:, 0], len(keyframe_cameras), target_cameras).flatten(1)

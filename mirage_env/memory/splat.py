@@ -18,7 +18,7 @@ from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
-from jaxtyping import Float, Int, Int64, Num
+from jaxtyping import Bool, Float, Int, Int64, Num
 from torch import Tensor
 
 from mirage_env.errors import InvalidValueError
@@ -85,15 +85,24 @@ def frontmost(
     return _frontmost_many([_scene(points, ids, cameras, footprint_m, same_surface)])[0]
 
 
+def landed(
+    points: Float[Tensor, "N 3"], group: Int64[Tensor, " N"], groups: int, cameras: Cameras
+) -> Bool[Tensor, "G V h w"]:
+    """Which cells any point of every group falls into; `group` says which each point is of, below `groups`."""
+    scene = _scene(points, group, cameras, None, 0.0)
+    return (_kernel(scene) or splat_torch).landed(scene, groups)
+
+
 def _frontmost_many(scenes: Sequence[Scene]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """`frontmost` of many scenes, by the kernel of their device."""
     if scenes and scenes[0].points.device.type == "cuda" and (triton := _load_triton()):
         return triton.frontmost_many(scenes)
-    results = []
-    for scene in scenes:
-        kernel = _numba(len(scene.points) * len(scene.axes)) if scene.points.device.type == "cpu" else None
-        results.append((kernel or splat_torch).frontmost(scene))
-    return results
+    return [(_kernel(scene) or splat_torch).frontmost(scene) for scene in scenes]
+
+
+def _kernel(scene: Scene) -> ModuleType | None:
+    """The compiled one, on a CPU and where it pays."""
+    return _numba(len(scene.points) * len(scene.axes)) if scene.points.device.type == "cpu" else None
 
 
 def _scene(points: Tensor, ids: Tensor, cameras: Cameras, footprint_m: Tensor | None, same_surface: float) -> Scene:

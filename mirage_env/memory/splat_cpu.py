@@ -27,7 +27,6 @@ BLOCK = 1024
 """Points that are projected into one view after another while they and their images lie in the fastest cache."""
 _PAIRS_A_THREAD = 1 << 17
 """View-point pairs below which another thread costs more than it saves."""
-_NO_FOOTPRINTS = torch.empty(0)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,14 +37,49 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
+def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the compiler must see that the arrays of a loop are not each other."""
+    return numba.njit(inline="always", error_model="numpy")(unwrap(function))
+
+
 @_compiled
-def _box(block: Any, low: Any, high: Any) -> None:
-    """The corners of the box around a block of points; NaN is in no cell and counts for nothing."""
+def _lay_out(block: Any, x: Any, y: Any, z: Any, low: Any, high: Any) -> None:
+    """Coordinates one behind another, as vector instructions want them, and the corners of the box around them.
+
+    NaN is in no cell and counts for nothing.
+    """
     for axis in range(3):
         least, most = np.float32(np.inf), np.float32(-np.inf)
         for n in range(len(block)):
             least, most = min(least, block[n, axis]), max(most, block[n, axis])
         low[axis], high[axis] = least, most
+    for n in range(len(block)):
+        x[n], y[n], z[n] = block[n, 0], block[n, 1], block[n, 2]
+
+
+@_inlined
+def _project(
+    x: Any, y: Any, z: Any, size: int, axes: Any, centre: Any, high: Any, wide: Any,
+    right_of: Any, below: Any, ahead: Any, inside: Any, hits: Any,
+) -> int:  # fmt: skip
+    """Fills in grid position and z-depth of a block of points, and in `hits` who is in view; returns how many are."""
+    zero = np.float32(0.0)
+    a, b, c = axes[0, 0], axes[0, 1], axes[0, 2]
+    d, e, f = axes[1, 0], axes[1, 1], axes[1, 2]
+    g, h, i = axes[2, 0], axes[2, 1], axes[2, 2]
+    px, py, pz = centre[0], centre[1], centre[2]
+    for n in range(size):  # no branch in here, so that it becomes vector instructions
+        u, v, w = x[n] - px, y[n] - py, z[n] - pz
+        deep = g * u + h * v + i * w
+        right = (a * u + b * v + c * w) / deep
+        down = (d * u + e * v + f * w) / deep
+        right_of[n], below[n], ahead[n] = right, down, deep
+        inside[n] = (deep > zero) & (right >= zero) & (down >= zero) & (right < wide) & (down < high)
+    count = 0
+    for n in range(size):  # nor in here: which points are inside cannot be predicted
+        hits[count] = n
+        count += int(inside[n])
+    return count
 
 
 @_compiled
@@ -81,105 +115,110 @@ def _beyond(low: Any, high: Any, axes: Any, centre: Any, wide: Any, tall: Any) -
 
 
 @_compiled
-def _longer(array: Any) -> Any:
-    longer = np.empty(max(4096, 2 * len(array)), array.dtype)
-    longer[: len(array)] = array
-    return longer
+def _frontmost(
+    points: Any, ids: Any, axes: Any, centres: Any, height: int, width: int, first: int, last: int,
+    index: Any, depth: Any, reach: Any, cell_of: Any, row_of: Any, depth_of: Any,
+) -> int:  # fmt: skip
+    """The frontmost point of every cell of views first to last - 1.
+
+    `axes` are the rows of K R^T, (V, 3, 3); `index` comes filled with -1, `depth` with infinity. All points that may
+    turn out to lie at most `reach` times as far as the frontmost of their cell are noted in the last three arrays,
+    which have room for every pair (an empty one costs nothing until it is filled); returns how many. 0: none.
+    """
+    noted = 0
+    px, py, pz = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
+    low, corner = np.empty(3, np.float32), np.empty(3, np.float32)
+    high, wide = np.float32(height), np.float32(width)
+    for start in range(0, len(points), BLOCK):
+        block = points[start : start + BLOCK]
+        _lay_out(block, px, py, pz, low, corner)
+        for view in range(first, last):
+            axis, centre = axes[view], centres[view]
+            if _beyond(low, corner, axis, centre, wide, high):
+                continue
+            count = _project(px, py, pz, len(block), axis, centre, high, wide, x, y, z, inside, hits)
+            for hit in range(count):
+                n = hits[hit]
+                column, row, deep = int(x[n]), int(y[n]), z[n]
+                front, before = depth[view, row, column], index[view, row, column]
+                if deep <= front * reach:
+                    cell_of[noted] = (view * height + row) * width + column
+                    row_of[noted], depth_of[noted] = start + n, deep
+                    noted += 1
+                if deep < front or (deep == front and (before < 0 or ids[start + n] < ids[before])):
+                    depth[view, row, column] = deep
+                    index[view, row, column] = start + n
+    return noted
 
 
 @_compiled
 def _choose_fitting(
     cell_of: Any, row_of: Any, depth_of: Any, ids: Any, footprint_m: Any, focal: Any, reach: Any, cells: int,
-    index: Any, depth: Any,
+    depth: Any, misfit: Any, index: Any,
 ) -> None:  # fmt: skip
-    """Of the points that are near enough to the frontmost of their cell, whose depth is `depth`, the best-fitting."""
+    """Of the noted points that do lie near enough to the frontmost of their cell, the best-fitting.
+
+    `cells` are those of a view; `depth` is the frontmost's and `misfit` comes filled with infinity, both flat.
+    """
     one, never = np.float32(1.0), np.float32(np.inf)
-    least = np.full(len(index), never, np.float32)
     for n in range(len(cell_of)):
         cell, row = cell_of[n], row_of[n]
         if not depth_of[n] <= depth[cell] * reach:
             continue
         has, wanted = footprint_m[row], depth[cell] / focal[cell // cells]
-        misfit = has / wanted if has >= wanted else wanted / has
-        if not misfit >= one:  # NaN of what is no footprint must not win
-            misfit = never
-        if misfit < least[cell] or (misfit == least[cell] and ids[row] < ids[index[cell]]):
-            least[cell], index[cell] = misfit, row
+        by = has / wanted if has >= wanted else wanted / has
+        if not by >= one:  # NaN of what is no footprint must not win
+            by = never
+        if by < misfit[cell] or (by == misfit[cell] and ids[row] < ids[index[cell]]):
+            misfit[cell], index[cell] = by, row
 
 
 @_compiled
-def _frontmost(
-    points: Any, ids: Any, axes: Any, centres: Any, footprint_m: Any, focal: Any, reach: Any,
-    height: int, width: int, first: int, last: int, index: Any, depth: Any, offset: Any,
+def _locate(
+    points: Any, axes: Any, centres: Any, index: Any, height: int, width: int, first: int, last: int,
+    depth: Any, offset: Any,
 ) -> None:  # fmt: skip
-    """The winner of every cell of views first to last - 1.
-
-    `axes` are the rows of K R^T, (V, 3, 3); `index` comes filled with -1, `depth` with infinity, `offset` with zeros.
-    A `reach` above 0 is how many times as far as the frontmost point those may lie that compete with it.
-    """
-    cell_of, row_of, depth_of, kept = np.empty(1, np.int64), np.empty(1, np.int64), np.empty(1, np.float32), 0
-    x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
-    high, wide, zero, half = np.float32(height), np.float32(width), np.float32(0.0), np.float32(0.5)
-    right_of, below, ahead = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    low, high_corner = np.empty(3, np.float32), np.empty(3, np.float32)
-    for start in range(0, len(points), BLOCK):
-        block = points[start : start + BLOCK]
-        size = len(block)
-        _box(block, low, high_corner)
-        for n in range(size):  # coordinates one behind another, as vector instructions want them
-            right_of[n], below[n], ahead[n] = block[n, 0], block[n, 1], block[n, 2]
-        for view in range(first, last):
-            if _beyond(low, high_corner, axes[view], centres[view], wide, high):
-                continue
-            a, b, c = axes[view, 0, 0], axes[view, 0, 1], axes[view, 0, 2]
-            d, e, f = axes[view, 1, 0], axes[view, 1, 1], axes[view, 1, 2]
-            g, h, i = axes[view, 2, 0], axes[view, 2, 1], axes[view, 2, 2]
-            px, py, pz = centres[view, 0], centres[view, 1], centres[view, 2]
-            for n in range(size):  # no branch in here, so that it becomes vector instructions
-                u, v, w = right_of[n] - px, below[n] - py, ahead[n] - pz
-                deep = g * u + h * v + i * w
-                right = (a * u + b * v + c * w) / deep
-                down = (d * u + e * v + f * w) / deep
-                x[n], y[n], z[n] = right, down, deep
-                inside[n] = (deep > zero) & (right >= zero) & (down >= zero) & (right < wide) & (down < high)
-            count = 0
-            for n in range(size):  # nor in here: which points are inside cannot be predicted
-                hits[count] = n
-                count += int(inside[n])
-            for hit in range(count):
-                n = hits[hit]
-                column, row = int(x[n]), int(y[n])
-                front, before = depth[view, row, column], index[view, row, column]
-                if reach > zero and z[n] <= front * reach:
-                    if kept == len(cell_of):
-                        cell_of, row_of, depth_of = _longer(cell_of), _longer(row_of), _longer(depth_of)
-                    cell_of[kept] = (view * height + row) * width + column
-                    row_of[kept], depth_of[kept] = start + n, z[n]
-                    kept += 1
-                if z[n] < front or (z[n] == front and (before < 0 or ids[start + n] < ids[before])):
-                    depth[view, row, column] = z[n]
-                    index[view, row, column] = start + n
-    if reach > zero:
-        _choose_fitting(
-            cell_of[:kept], row_of[:kept], depth_of[:kept], ids, footprint_m, focal, reach, height * width,
-            index.reshape(-1), depth.reshape(-1),
-        )  # fmt: skip
+    """z-depth of the winners, and where inside its cell each fell; zero where there is none."""
+    half = np.float32(0.5)
     for view in range(first, last):
+        axis, centre = axes[view], centres[view]
         for row in range(height):
             for column in range(width):
                 winner = index[view, row, column]
+                depth[view, row, column] = 0.0
                 if winner < 0:
-                    depth[view, row, column] = zero
                     continue
-                u = points[winner, 0] - centres[view, 0]
-                v = points[winner, 1] - centres[view, 1]
-                w = points[winner, 2] - centres[view, 2]
-                depth[view, row, column] = axes[view, 2, 0] * u + axes[view, 2, 1] * v + axes[view, 2, 2] * w
-                for axis in range(2):
-                    image = axes[view, axis, 0] * u + axes[view, axis, 1] * v + axes[view, axis, 2] * w
-                    position = image / depth[view, row, column]
-                    offset[view, axis, row, column] = position - np.floor(position) - half
+                u, v, w = points[winner, 0] - centre[0], points[winner, 1] - centre[1], points[winner, 2] - centre[2]
+                deep = axis[2, 0] * u + axis[2, 1] * v + axis[2, 2] * w
+                depth[view, row, column] = deep
+                for n in range(2):
+                    position = (axis[n, 0] * u + axis[n, 1] * v + axis[n, 2] * w) / deep
+                    offset[view, n, row, column] = position - np.floor(position) - half
+
+
+@_compiled
+def _mark_landed(
+    points: Any, group: Any, axes: Any, centres: Any, height: int, width: int, first: int, last: int, landed: Any
+) -> None:
+    """landed[g, view, row, column] becomes true where any point of group g falls into that cell."""
+    px, py, pz = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
+    low, corner = np.empty(3, np.float32), np.empty(3, np.float32)
+    high, wide = np.float32(height), np.float32(width)
+    for start in range(0, len(points), BLOCK):
+        block = points[start : start + BLOCK]
+        _lay_out(block, px, py, pz, low, corner)
+        for view in range(first, last):
+            axis, centre = axes[view], centres[view]
+            if _beyond(low, corner, axis, centre, wide, high):
+                continue
+            count = _project(px, py, pz, len(block), axis, centre, high, wide, x, y, z, inside, hits)
+            for hit in range(count):
+                n = hits[hit]
+                landed[group[start + n], view, int(y[n]), int(x[n])] = True
 
 
 @_compiled
@@ -199,13 +238,33 @@ def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     views, size = len(scene.axes), scene.size
     index = torch.full((views, *size), -1, dtype=torch.int64)
     depth, offset = torch.full((views, *size), torch.inf), torch.zeros(views, 2, *size)
-    footprint, focal, reach = _NO_FOOTPRINTS, _NO_FOOTPRINTS, np.float32(0.0)
+    points, ids, axes, centres = (_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres))
+    won, deep, off = index.numpy(), depth.numpy(), offset.numpy()
+    reach, fit = np.float32(0.0), None
     if scene.footprint_m is not None and scene.focal is not None:
-        footprint, focal, reach = scene.footprint_m, scene.focal, np.float32(1.0 + scene.same_surface)
-    inputs = [_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres, footprint, focal)]
-    outputs = [a.numpy() for a in (index, depth, offset)]
-    _shared(views, len(scene.points), lambda first, last: _frontmost(*inputs, reach, *size, first, last, *outputs))
+        reach, fit = np.float32(1.0 + scene.same_surface), torch.full((views, *size), torch.inf).numpy()
+        footprint, focal = (_words(a, a.dtype) for a in (scene.footprint_m, scene.focal))
+
+    def kernel(first: int, last: int) -> None:
+        room = 0 if fit is None else len(points) * (last - first)
+        notes = [np.empty(room, kind) for kind in (np.int32, np.int32, np.float32)]
+        noted = _frontmost(points, ids, axes, centres, *size, first, last, won, deep, reach, *notes)
+        if fit is not None:
+            rule, flat = (ids, footprint, focal, reach, size[0] * size[1]), (a.reshape(-1) for a in (deep, fit, won))
+            _choose_fitting(*(note[:noted] for note in notes), *rule, *flat)
+        _locate(points, axes, centres, won, *size, first, last, deep, off)
+
+    _shared(views, len(points), kernel)
     return index, offset, depth
+
+
+def landed(scene: Scene, groups: int) -> Tensor:
+    """`splat.landed` on a CPU."""
+    views = len(scene.axes)
+    hit = torch.zeros(groups, views, *scene.size, dtype=torch.bool)
+    inputs, marks = [_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres)], hit.numpy()
+    _shared(views, len(scene.points), lambda first, last: _mark_landed(*inputs, *scene.size, first, last, marks))
+    return hit
 
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:

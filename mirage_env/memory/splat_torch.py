@@ -37,6 +37,15 @@ def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     return index, offset, depth
 
 
+def landed(scene: Scene, groups: int) -> Tensor:
+    """`splat.landed`."""
+    cells = len(scene.axes) * scene.size[0] * scene.size[1]
+    hit = torch.zeros(groups, cells, dtype=torch.bool, device=scene.points.device)
+    for cell, _, row in _hits(scene):
+        hit[scene.ids[row], cell] = True
+    return hit.view(groups, len(scene.axes), *scene.size)
+
+
 def by_age(scene: Scene) -> tuple[Scene, Tensor | None]:
     """The points by increasing id, so that the row is the rank among equals, and the order if that was not theirs."""
     ids, footprint = scene.ids, scene.footprint_m

@@ -1,11 +1,16 @@
 import math
+from importlib import import_module
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
+from mirage_env.geometry.projection import backproject
 from mirage_env.memory.recall import recall
+from mirage_env.memory.reference import splat_by_loops
 from mirage_env.types import Cameras
 
 SIZE = (6, 6)
@@ -61,3 +66,40 @@ def test_cells_without_depth_cover_nothing(unknown: float) -> None:
 def test_depth_and_cameras_must_fit() -> None:
     with pytest.raises(InvalidValueError, match="latent resolution"):
         recall(torch.ones(1, 48, 48), towards(0), towards(0), 1)
+
+
+def recall_by_loops(depth: torch.Tensor, keyframes: Cameras, targets: Cameras, count: int) -> list[int]:
+    """The same with sets of cells, one keyframe at a time."""
+    covers: list[set[tuple[int, ...]]] = []
+    for k in range(len(keyframes)):
+        points = backproject(depth[k : k + 1], keyframes[k : k + 1]).reshape(-1, 3)
+        known = (depth[k] > 0).flatten() & torch.isfinite(points).all(1)
+        ids = torch.arange(int(known.sum()))
+        shown = splat_by_loops(points[known], torch.zeros(len(ids), 1), ids, targets)
+        covers.append({tuple(cell) for cell in shown.visible.nonzero().tolist()})
+    chosen: list[int] = []
+    covered: set[tuple[int, ...]] = set()
+    while len(chosen) < count and covers:
+        best = max(range(len(covers)), key=lambda k: (len(covers[k] - covered), -k))
+        if not covers[best] - covered:
+            break
+        chosen.append(best)
+        covered |= covers[best]
+    return chosen
+
+
+@pytest.mark.parametrize("kernel", ["torch", "numba"])
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 8), st.integers(0, 3), st.integers(0, 5))
+def test_equals_sets_of_cells(kernel: str, seed: int, keyframes: int, targets: int, count: int) -> None:
+    torch.manual_seed(seed)
+    there = towards(*(torch.randn(keyframes) * 60).tolist())
+    here = towards(*(torch.randn(targets) * 60).tolist())
+    depth = torch.rand(keyframes, *SIZE) * 5 - 0.5
+    depth[torch.rand_like(depth) < 0.1] = math.nan
+    splat = import_module("mirage_env.memory.splat")  # the package's own name for it is the function
+    numba = splat._load_numba()
+    assert numba is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splat, "_numba", lambda pairs=0: numba if kernel == "numba" else None)
+        assert recall(depth, there, here, count).tolist() == recall_by_loops(depth, there, here, count)
