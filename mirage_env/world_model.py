@@ -28,7 +28,7 @@ from mirage_env.denoise.pretrained import check_scheduler, load_denoiser
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.denoise.text import PromptEncoder
 from mirage_env.errors import InvalidValueError, WeightsError, check_array, check_count, check_number, check_size
-from mirage_env.geometry.poses import DEFAULT_FOV_DEG, check_cameras, intrinsics_from_fov
+from mirage_env.geometry.poses import DEFAULT_FOV_DEG, camera_motion, check_cameras, intrinsics_from_fov
 from mirage_env.lockstep import in_step
 from mirage_env.memory.alignment import align_log_scale
 from mirage_env.memory.depth_grid import depth_to_grid
@@ -40,6 +40,7 @@ from mirage_env.memory.protocol import (
     PastFrames,
     State,
     make_memory,
+    read_many,
 )
 from mirage_env.memory.recall import recall
 from mirage_env.perception.composed import ComposedConfig
@@ -155,9 +156,9 @@ class WorldState:
 
 
 class Ask(NamedTuple):
-    """One pass of a network that a world needs before it can go on."""
+    """One read of the memory or one pass of a network that a world needs before it can go on."""
 
-    part: Literal["encode", "decode", "denoise", "see"]
+    part: Literal["read", "encode", "decode", "denoise", "see"]
     inputs: tuple[Any, ...]
 
 
@@ -322,7 +323,7 @@ class WorldModel:
         if scene.depth_m is not None:
             seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
         memory = self.memory.empty(self.codec.channels, self.device)
-        first, memory = self._remember(memory, latents, rgb, seen, camera)
+        first, memory = self._remember(memory, latents, rgb, seen, camera, camera[:0])
         state = WorldState(memory, first, first.apart(), floor_y, seed=0, frame=0, drift=0.0, prompt=scene.prompt)
         remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
@@ -334,7 +335,7 @@ class WorldModel:
         targets = grid[stride - 1 :: stride]
         past = state.history.cameras
         views = Cameras.cat([past, grid])  # one projection serves the whole chunk
-        reading = self.memory.read(state.memory, views)
+        reading = yield Ask("read", (state.memory, views))
         readout = reading.grid or Readout.blank(views, self.codec.channels)
         shown = readout[len(past) :]
         condition = self._condition(state, targets, readout, reading)
@@ -351,7 +352,8 @@ class WorldModel:
         pixels = keys * stride + stride - 1
         clean = yield Ask("encode", (images[pixels],))
         chosen = Perceived(seen.depth_m[pixels], seen.sky[pixels], seen.dynamic[pixels])
-        written, memory = self._remember(state.memory, clean, rgb[pixels], chosen, cameras[pixels])
+        before = state.keyframes[-1].cameras
+        written, memory = self._remember(state.memory, clean, rgb[pixels], chosen, cameras[pixels], before)
 
         visible = shown.visible[stride - 1 :: stride]
         moved = (latents - condition.base[0]).abs().mean(1)[visible]
@@ -372,7 +374,8 @@ class WorldModel:
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)
         views = cameras.resized(self.latent_size)
-        shown = self.memory.read(state.memory, views).grid or Readout.blank(views, self.codec.channels)
+        reading = yield Ask("read", (state.memory, views))
+        shown = reading.grid or Readout.blank(views, self.codec.channels)
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
         rgb = (yield Ask("decode", (latents[:, None], latents[:, None][:, :0])))[:, 0]
@@ -392,6 +395,9 @@ class WorldModel:
         for index, ask in enumerate(asks):
             alike.setdefault((ask.part, *(_shape(value) for value in ask.inputs)), []).append(index)
         replies: list[Any] = [None] * len(asks)
+        reads = [index for key in list(alike) if key[0] == "read" for index in alike.pop(key)]
+        for index, reading in zip(reads, read_many(self.memory, [asks[i].inputs for i in reads]), strict=True):
+            replies[index] = reading
         with self.precision():
             for key, members in alike.items():
                 most = len(members)
@@ -477,10 +483,13 @@ class WorldModel:
         rgb: UInt8[Tensor, "k H W 3"],
         seen: Perceived,
         cameras: Cameras,
+        before: Cameras,
     ) -> tuple[LatentFrames, State]:
-        """Writes keyframes (Eq. 6)."""
-        record = ChunkRecord(latents, seen.depth_m, seen.sky, seen.dynamic, cameras, rgb)
-        depth = depth_to_grid(seen.depth_m, record.static, self.latent_size)
+        """Writes keyframes (Eq. 6); `before` is the camera of the last one, or none."""
+        known = torch.where(torch.isfinite(seen.depth_m), seen.depth_m, 0.0)  # eyes may say that they do not know
+        moves = camera_motion(Cameras.cat([before, cameras]))[len(before) :]
+        record = ChunkRecord(latents, known, seen.sky, seen.dynamic, cameras, rgb, moves)
+        depth = depth_to_grid(known, record.static, self.latent_size)
         return LatentFrames(latents, depth, cameras.resized(self.latent_size)), self.memory.write(memory, record)
 
     def _checked(self, cameras: Cameras) -> Cameras:

@@ -13,7 +13,7 @@ from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
 from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
-from mirage_env.memory.latent import MemoryConfig
+from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.types import Cameras, SceneSpec
 from mirage_env.world_model import Preset, WorldModel, generate, resolve_device
@@ -269,3 +269,62 @@ def test_a_model_with_other_eyes_does_not_begin_with_what_the_first_one_saw() ->
         return replace(perceived, depth_m=2 * perceived.depth_m)
 
     torch.testing.assert_close(model.with_parts(see=farther).begin(scene(), 0)[0].depth_m, 2 * seen)
+
+
+class Witness(LatentMemory):
+    """Keeps what it was told."""
+
+    def __init__(self):
+        super().__init__(MemoryConfig(sky_points=16))
+        self.records: list[ChunkRecord] = []
+        self.worlds_read: list[int] = []
+
+    def write(self, state, record):
+        self.records.append(record)
+        return super().write(state, record)
+
+    def read_many(self, states, cameras):
+        self.worlds_read.append(len(states))
+        return super().read_many(states, cameras)
+
+
+def test_a_memory_is_told_everything_about_a_chunk() -> None:
+    memory = Witness()
+    model = build().with_memory(memory)
+    _, state = model.begin(scene(), 0)
+    cameras = path(3)
+    model.advance(state, cameras)
+    first, second = memory.records
+    assert first.rgb is not None and np.array_equal(first.rgb[0].numpy(), scene().image)
+    assert first.actions is not None and not first.actions.any()
+    keys = len(second.latents)
+    assert second.rgb is not None and len(second.rgb) == len(second.cameras) == len(second.depth_m) == keys
+    assert torch.equal(second.cameras.world_from_camera[-1], cameras.world_from_camera[-1])
+    assert second.actions is not None
+    moved = (first.cameras.camera_from_world @ second.cameras.world_from_camera[0])[0, :3, 3]
+    torch.testing.assert_close(second.actions[0, :3], moved)
+
+
+def test_worlds_that_go_together_are_read_in_one_call() -> None:
+    memory = Witness()
+    model = build().with_memory(memory)
+    states = [state for _, state in model.begin_many([scene(0), scene(1)], [0, 1])]
+    model.advance_many(states, [path(2), path(1)])
+    model.draft_many(states, [path(1), path(1)])
+    assert memory.worlds_read == [2, 2]
+
+
+def test_eyes_that_do_not_know_write_nothing() -> None:
+    """A depth of infinity, or of nothing that is a number, is their way to say so."""
+    model = build()
+
+    def half_blind(*inputs):
+        perceived = model.perception(*inputs)
+        depth = perceived.depth_m.clone()
+        depth[..., : SIZE[1] // 2] = torch.inf
+        depth[:, 0] = torch.nan
+        return replace(perceived, depth_m=depth, sky=torch.zeros_like(perceived.sky))
+
+    blind = model.with_parts(see=half_blind)
+    _, state = blind.begin(scene(), 0)
+    assert len(state.memory) > 0 and bool((state.memory.points[:, 0] > 0).all())

@@ -28,6 +28,27 @@ def rotation_from_yaw_pitch_roll(
     return about_y @ about_x @ about_z
 
 
+def yaw_pitch_roll(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
+    """The inverse of `rotation_from_yaw_pitch_roll`, in radians."""
+    yaw = torch.atan2(rotation[..., 0, 2], rotation[..., 2, 2])
+    pitch = torch.asin((-rotation[..., 1, 2]).clamp(-1.0, 1.0))
+    return torch.stack([yaw, pitch, torch.atan2(rotation[..., 1, 0], rotation[..., 1, 1])], -1)
+
+
+def camera_motion(cameras: Cameras) -> Float[Tensor, "V 6"]:
+    """How each camera came from the one before: metres right, down, forward in its axes, then yaw, pitch, roll.
+
+    Zero for the first.
+    """
+    poses = cameras.world_from_camera
+    before_from_now = rigid(
+        poses[:-1, :3, :3].transpose(1, 2) @ poses[1:, :3, :3],
+        (poses[:-1, :3, :3].transpose(1, 2) @ (poses[1:, :3, 3] - poses[:-1, :3, 3])[..., None])[..., 0],
+    )
+    moves = torch.cat([before_from_now[:, :3, 3], yaw_pitch_roll(before_from_now[:, :3, :3])], 1)
+    return torch.cat([moves.new_zeros(min(1, len(poses)), 6), moves])
+
+
 def rigid(rotation: Float[Tensor, "*b 3 3"], translation: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 4 4"]:
     """The homogeneous transform x -> rotation @ x + translation."""
     transform = torch.zeros(*rotation.shape[:-2], 4, 4, dtype=rotation.dtype, device=rotation.device)

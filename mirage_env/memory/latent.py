@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
@@ -14,7 +15,7 @@ from mirage_env.geometry.poses import check_cameras
 from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
 from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Encode, MemoryReading, State
-from mirage_env.memory.splat import frontmost, splat
+from mirage_env.memory.splat import Cloud, frontmost, splat_many
 from mirage_env.types import Cameras, Readout
 
 WriteRule = Literal["paper", "novel"]
@@ -48,6 +49,9 @@ class MemoryState(State):
         finite = torch.isfinite(self.points).all(1)
         if not bool(finite.all()):
             raise InvalidValueError(f"memory point {int((~finite).nonzero()[0])} is not finite")
+        patch = self.footprint_m > 0
+        if not bool(patch.all()):
+            raise InvalidValueError(f"the footprint of memory point {int((~patch).nonzero()[0])} is not positive")
         if not bool((self.ids[1:] > self.ids[:-1]).all()) or (count and int(self.ids[-1]) >= self.next_id):
             raise InvalidValueError(
                 f"memory ids must increase and stay below next_id = {self.next_id}; sort the rows by id"
@@ -141,23 +145,20 @@ class LatentMemory:
         Cameras come at the resolution of the grid to read: `memory.read(state, cameras.resized((h, w)))`.
         A memory that one view alone wrote, read from that view, returns the written tokens.
         """
-        shown = splat(
-            state.points, state.tokens, state.ids, check_cameras(cameras), state.footprint_m, self.config.same_surface
-        )
-        if self._sky is None or state.sky is None:
-            return MemoryReading(shown)
-        behind = self._sky.read(state.sky, _turning(cameras)).grid
-        assert behind is not None
-        sky = behind.visible & ~shown.visible
-        return MemoryReading(
-            Readout(
-                tokens=torch.where(sky[:, None], behind.tokens, shown.tokens),
-                visible=shown.visible | sky,
-                depth_m=torch.where(sky, behind.depth_m, shown.depth_m),
-                offset=torch.where(sky[:, None], behind.offset, shown.offset),
-                index=shown.index,
-            )
-        )
+        return self.read_many([state], [cameras])[0]
+
+    def read_many(self, states: Sequence[MemoryState], cameras: Sequence[Cameras]) -> list[MemoryReading]:
+        """`read` of many worlds of one grid size, each at its own cameras, in one call of the kernel."""
+        shown = self._splat(states, [check_cameras(views) for views in cameras])
+        if self._sky is None:
+            return [MemoryReading(one) for one in shown]
+        skies = [state.sky or self._sky.empty(state.channels, state.points.device) for state in states]
+        behind = self._sky._splat(skies, [_turning(views) for views in cameras])
+        return [MemoryReading(_before(*layers)) for layers in zip(shown, behind, strict=True)]
+
+    def _splat(self, states: Sequence[MemoryState], cameras: Sequence[Cameras]) -> list[Readout]:
+        clouds = [Cloud(state.points, state.tokens, state.ids, state.footprint_m) for state in states]
+        return splat_many(clouds, cameras, self.config.same_surface)
 
     def write(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
         """The memory after T keyframes.
@@ -173,7 +174,8 @@ class LatentMemory:
         So a still camera adds nothing, a slightly nearer and perhaps wrong point wins nothing, and walking closer
         sharpens. Writing frames one after another equals writing them at once, but for when a budget is applied.
 
-        Raises InvalidValueError for sizes or channels that do not fit and for latents or cameras that are not finite.
+        Raises InvalidValueError for sizes or channels that do not fit, and for latents, cameras or static depth that
+        are not finite; a depth that is not positive is one that nobody knows.
         """
         self._check(state, record)
         after = self._write_surfaces(state, record)
@@ -299,6 +301,25 @@ class LatentMemory:
         if not bool(finite.all()):
             raise InvalidValueError(f"latent frame {int((~finite).nonzero()[0])} is not finite")
         check_cameras(cameras)
+        unknown = ~torch.isfinite(record.depth_m) & record.static
+        if bool(unknown.any()):
+            frame, row, column = unknown.nonzero()[0].tolist()
+            raise InvalidValueError(
+                f"depth map {frame} is not finite at row {row}, column {column}; write 0 where depth is not known, or "
+                "mask the pixel as sky or dynamic"
+            )
+
+
+def _before(front: Readout, behind: Readout) -> Readout:
+    """Where one layer shows nothing, the other does; rows are those of the first."""
+    through = behind.visible & ~front.visible
+    return Readout(
+        tokens=torch.where(through[:, None], behind.tokens, front.tokens),
+        visible=front.visible | through,
+        depth_m=torch.where(through, behind.depth_m, front.depth_m),
+        offset=torch.where(through[:, None], behind.offset, front.offset),
+        index=front.index,
+    )
 
 
 def _turning(cameras: Cameras) -> Cameras:

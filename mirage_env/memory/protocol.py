@@ -10,7 +10,7 @@ entry point group `mirage_env.memories`. `examples/custom_memory.py` is one in f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -34,7 +34,7 @@ class ChunkRecord:
 
     latents: Float[Tensor, "T C h w"]
     depth_m: Float[Tensor, "_ H W"]
-    """z-depth of every pixel; only meaningful where `static`."""
+    """z-depth of every pixel, 0 where it is not known; only meaningful where `static`."""
     sky: Bool[Tensor, "_ _ _"]
     dynamic: Bool[Tensor, "_ _ _"]
     """Pixels of things that move by themselves."""
@@ -43,7 +43,8 @@ class ChunkRecord:
     rgb: UInt8[Tensor, "_ H W 3"] | None = None
     """The pictures themselves, where the writer has them; a `WorldModel` does."""
     actions: Float[Tensor, "_ A"] | None = None
-    """What moved the camera here, where the writer knows it."""
+    """What brought the camera here from the keyframe before, where the writer says so: a `WorldModel` and the trainer
+    give the motion itself, `geometry.poses.camera_motion` (A = 6)."""
 
     @property
     def static(self) -> Bool[Tensor, "_ H W"]:
@@ -143,7 +144,10 @@ class AnyMemoryConfig:
 
 @runtime_checkable
 class Memory(Protocol[S]):
-    """Writes and reads a state. Called as `SomeMemory(config, encode)` where a preset names it."""
+    """Writes and reads a state. Called as `SomeMemory(config, encode)` where a preset names it.
+
+    One that reads many worlds better together than one by one has `read_many(states, cameras)`, too.
+    """
 
     config_class: ClassVar[Any]
     """Subclass of `AnyMemoryConfig`: what a preset may say."""
@@ -188,3 +192,11 @@ def memory_class(kind: str) -> Any:
 def make_memory(config: AnyMemoryConfig, encode: Encode) -> Memory:
     """The memory that a preset describes."""
     return memory_class(config.kind)(config, encode)
+
+
+def read_many(memory: Memory, asked: Sequence[tuple[Any, Cameras]]) -> list[MemoryReading]:
+    """What each of several states has to say about its own cameras, in one call where the memory can."""
+    together = getattr(memory, "read_many", None)
+    if together is None or not asked:
+        return [memory.read(state, cameras) for state, cameras in asked]
+    return together(*map(list, zip(*asked, strict=True)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, make_condition
 from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.poses import camera_motion
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.memory.protocol import ChunkRecord, Memory, PastFrames
 from mirage_env.memory.recall import recall
@@ -179,7 +180,8 @@ class ChunkStage(Stage):
         masks = torch.from_numpy(np.array(clip.masks[rows]))
         sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
         rgb = torch.from_numpy(np.array(clip.rgb[rows]))
-        record = ChunkRecord(history[keys], depth, sky, dynamic, clip.cameras[keys], rgb)
+        moves = camera_motion(clip.cameras[keys])
+        record = ChunkRecord(history[keys], depth, sky, dynamic, clip.cameras[keys], rgb, moves)
         state = self.memory.write(self.memory.empty(history.shape[1]), record)
         views = torch.cat(
             [torch.arange(overlap, overlap + 1 + n), torch.arange(max(0, overlap - self.config.preceding), overlap)]

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirage_env.errors import InvalidValueError
-from mirage_env.geometry.poses import check_cameras, intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
+from mirage_env.geometry.poses import (
+    camera_motion,
+    check_cameras,
+    intrinsics_from_fov,
+    rigid,
+    rotation_from_yaw_pitch_roll,
+    yaw_pitch_roll,
+)
 from mirage_env.types import Cameras
 
 ANGLES = st.floats(-3.25, 3.25)
@@ -104,3 +111,25 @@ def test_poses_that_no_camera_has_are_refused(row: int, column: int, value: floa
 def test_a_focal_length_that_is_not_positive_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="camera 0 has a focal length that is not positive"):
         check_cameras(Cameras(torch.eye(4)[None], -torch.eye(3)[None], (8, 8)))
+
+
+@given(st.floats(-3.1, 3.1), st.floats(-1.5, 1.5), st.floats(-3.1, 3.1))
+def test_angles_come_back(yaw: float, pitch: float, roll: float) -> None:
+    angles = yaw_pitch_roll(turned(yaw, pitch, roll))
+    torch.testing.assert_close(angles, torch.tensor([yaw, pitch, roll]), atol=2e-3, rtol=0)
+
+
+def test_motion_is_told_in_the_axes_of_the_camera_before() -> None:
+    """It turns right by a right angle, and then goes two metres forward, which is to the right of where it began."""
+    poses = torch.stack(
+        [
+            rigid(turned(), torch.zeros(3)),
+            rigid(turned(yaw=math.pi / 2), torch.zeros(3)),
+            rigid(turned(yaw=math.pi / 2), torch.tensor([2.0, 0.0, 0.0])),
+        ]
+    )
+    cameras = Cameras(poses, intrinsics_from_fov(1.0, (4, 4)).repeat(3, 1, 1), (4, 4))
+    expected = torch.zeros(3, 6)
+    expected[1, 3], expected[2, 2] = math.pi / 2, 2.0
+    torch.testing.assert_close(camera_motion(cameras), expected, atol=1e-6, rtol=0)
+    assert camera_motion(cameras[:1]).tolist() == [[0.0] * 6] and camera_motion(cameras[:0]).shape == (0, 6)

@@ -49,9 +49,9 @@ def check(state: MemoryState, memory: LatentMemory, cameras: Cameras) -> None:
     assert torch.equal(shown.tokens.movedim(1, 3)[shown.visible], state.tokens[hit].float())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
-    depths=st.lists(ODD, min_size=6, max_size=6),
+    depths=st.lists(ODD, min_size=6, max_size=6) | st.lists(ODD.filter(math.isfinite), min_size=6, max_size=6),
     places=st.lists(st.tuples(ODD, ODD, ODD), min_size=1, max_size=3),
     rule=st.sampled_from(["paper", "novel"]),
     budget=st.sampled_from([None, 1, 5, 1000]),
@@ -65,10 +65,16 @@ def test_any_depth_and_any_pose(depths: list[float], places: list, rule: str, bu
         with pytest.raises(InvalidValueError, match=f"camera {impossible[0]} |camera {_first_not_finite(places)} "):
             memory.write(state, record(cameras, cells.repeat(len(places), 1, 1)))
         return
+    nonsense = [n for n, depth in enumerate(depths) if not math.isfinite(depth)]
+    if nonsense:
+        row, column = (4 * x for x in divmod(nonsense[0], GRID[1]))
+        with pytest.raises(InvalidValueError, match=f"depth map 0 is not finite at row {row}, column {column};"):
+            memory.write(state, record(cameras, cells.repeat(len(places), 1, 1)))
+        return
     for _ in range(2):
         state = memory.write(state, record(cameras, cells.repeat(len(places), 1, 1)))
         check(state, memory, cameras.resized(GRID)[:1])
-    assert len(state) <= 2 * len(places) * sum(0 < d < math.inf for d in depths)
+    assert len(state) <= 2 * len(places) * sum(d > 0 for d in depths)
 
 
 def _first_not_finite(places: list) -> int:

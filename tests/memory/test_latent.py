@@ -128,8 +128,8 @@ def test_points_lie_on_the_surfaces() -> None:
 
 
 @pytest.mark.parametrize("config", [MemoryConfig(), PAPER])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -2.0])
-def test_impossible_depth_is_never_written(config: MemoryConfig, bad: float) -> None:
+@pytest.mark.parametrize("bad", [0.0, -0.0, -2.0])
+def test_unknown_depth_is_never_written(config: MemoryConfig, bad: float) -> None:
     memory = LatentMemory(config)
     cameras = at([[0.0, 0, 0]])
     depth = wall(cameras, 2.0)
@@ -360,6 +360,27 @@ def test_the_sky_is_bounded() -> None:
     assert forgetful.write(forgetful.empty(5), sky_record(camera, latents_for(camera))).sky is None
 
 
+# Many worlds
+
+
+@pytest.mark.parametrize("sky_points", [0, 50])
+@pytest.mark.parametrize("same_surface", [0.0, 0.02])
+def test_many_worlds_are_read_as_each_alone(sky_points: int, same_surface: float) -> None:
+    """Of any numbers of points and views, with sky and without."""
+    memory = LatentMemory(replace(PAPER, sky_points=sky_points, same_surface=same_surface))
+    states = [memory.empty(5)]
+    for step in range(3):
+        cameras = at([[0.0, 0, 0.3 * step]] * (step + 1), 20.0 * step)
+        told = sky_record(cameras, latents_for(cameras)) if step else good(cameras)
+        states.append(memory.write(states[-1], told))
+    views = [at(torch.randn(count, 3) * 0.3, 15.0).resized(GRID) for count in (2, 0, 3, 1)]
+    for state, view, reading in zip(states, views, memory.read_many(states, views), strict=True):
+        together, alone = reading.grid, read(memory, state, view)
+        assert together is not None
+        for name in ("tokens", "visible", "depth_m", "offset", "index"):
+            assert torch.equal(getattr(together, name), getattr(alone, name))
+
+
 # A value
 
 
@@ -420,6 +441,12 @@ def test_the_first_bad_latent_or_pose_is_named() -> None:
         memory.write(memory.empty(5), bad)
     with pytest.raises(InvalidValueError, match="camera 2 has a pose"):
         memory.read(memory.empty(5), bad.cameras)
+    for nonsense in (math.nan, math.inf, -math.inf):
+        bad = good(at([[0.0, 0, 0]] * 3))
+        bad.depth_m[0, 3, 4] = bad.depth_m[1, 5, 6] = bad.depth_m[1, 5, 7] = bad.depth_m[2, 0, 0] = nonsense
+        bad.sky[0, 3, 4] = True  # there depth means nothing
+        with pytest.raises(InvalidValueError, match="depth map 1 is not finite at row 5, column 6; write 0 where"):
+            memory.write(memory.empty(5), bad)
 
 
 def state_of(**changes: Any) -> MemoryState:
@@ -437,6 +464,9 @@ def test_a_state_checks_itself() -> None:
     assert len(state_of()) == 3
     with pytest.raises(InvalidValueError, match="memory point 1 is not finite"):
         state_of(points=torch.tensor([[0.0, 0, 0], [0, math.nan, 0], [math.inf, 0, 0]]))
+    for nothing in (0.0, -1.0, math.nan):
+        with pytest.raises(InvalidValueError, match="the footprint of memory point 2 is not positive"):
+            state_of(footprint_m=torch.tensor([1.0, 2.0, nothing]))
     for ids, next_id in (([1, 1, 2], 10), ([2, 1, 3], 10), ([1, 2, 3], 3)):
         with pytest.raises(InvalidValueError, match=f"ids must increase and stay below next_id = {next_id}"):
             state_of(ids=torch.tensor(ids), next_id=next_id)
@@ -449,6 +479,8 @@ def test_a_state_checks_itself() -> None:
         ({"finer": math.nan}, "finer must be above 1"),
         ({"occluder": 0.0}, "occluder is a share of depth between 0 and 1, got 0.0"),
         ({"depth_step": 1.5}, "depth_step is a share"),
+        ({"same_surface": -0.1}, "same_surface is a share of depth from 0 to below 1, got -0.1"),
+        ({"same_surface": 1.0}, "same_surface is a share of depth from 0 to below 1"),
         ({"max_points": 0}, "max_points must be at least 1, got 0"),
         ({"sky_points": -1}, "sky_points must be at least 0, got -1"),
     ],
