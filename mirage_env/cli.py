@@ -6,6 +6,7 @@ A new command is one function here, and its imports stay inside it, so that `--h
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -220,6 +221,7 @@ def train(
     from mirage_env.training.recipe import AdapterRecipe, load_recipe, run_stage
     from mirage_env.world_model import resolve_device
 
+    out.quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
     recipe = "smoke" if smoke else recipe
     plan, place = load_recipe(recipe), str(resolve_device(device))
     if stage not in (known := ("all", *plan.stages)):  # before a folder is made for it
@@ -687,8 +689,6 @@ def rollout_run(
 
     [dim]mirage-env rollout run RUN.yaml --out night --shard 0/4[/]
     """
-    import os
-
     from mirage_env.rollout.folder import RunFolder
     from mirage_env.rollout.run import Stop, mine, run_shard, shard_from_text
 

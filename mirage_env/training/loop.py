@@ -324,7 +324,8 @@ def _load(
     for n, p in parameters.items():
         p.data.copy_(_share(stored[f"model.{n}"], p))
         if ema:
-            ema[n].copy_(_share(stored[f"ema.{n}"], p))
+            average = stored.get(f"ema.{n}", stored[f"model.{n}"])  # one that is asked for later begins here
+            ema[n].copy_(_share(average, p))
         prefix = f"optimizer.{n}."
         of_p = {k[len(prefix) :]: v for k, v in stored.items() if k.startswith(prefix)}
         optimizer.state[p] = {k: _share(v, p) if v.dim() else v.to(p.device) for k, v in of_p.items()}

@@ -148,6 +148,12 @@ def test_the_rate_warms_up_and_decays():
     assert config.rate(99) == pytest.approx(0.02)
 
 
+def test_an_average_may_be_asked_for_later(tmp_path):
+    assert not train(LineFit(), replace(CONFIG, ema=0.0), tmp_path, stop_after_s=0.0)
+    assert train(LineFit(), CONFIG, tmp_path)
+    assert any(name.startswith("ema.") for name in load_file(tmp_path / "line.ckpt.safetensors"))
+
+
 def test_a_batch_that_is_not_finite_is_left_out(tmp_path):
     class Bad(LineFit):
         def losses(self, batch, generator):
