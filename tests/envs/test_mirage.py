@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, box_world: Callable[..., Any]) -> lis
             shown = Frames(rgb, frames.depth_m, frames.sky, frames.dynamic, frames.remembered, frames.cameras)
             return shown, state
 
-    def load_world(preset: str, size: tuple[int, int], device: str) -> Any:
+    def load_world(preset: str, size: tuple[int, int], device: str, weights: str | None) -> Any:
         calls.append((preset, size, device))
         return PictureRoom(size)
 

@@ -18,7 +18,7 @@ SCENE = {"family": "room", "scene_seed": 3, "size": (32, 40), "action_mode": "di
 
 @pytest.fixture(autouse=True)
 def dream(monkeypatch: pytest.MonkeyPatch, box_world: Callable[..., Any]) -> None:
-    monkeypatch.setattr(world_model, "load_world", lambda preset, size, device: box_world(size))
+    monkeypatch.setattr(world_model, "load_world", lambda preset, size, *_: box_world(size))
 
 
 def test_the_gap_is_the_psnr_between_both() -> None:
@@ -42,7 +42,7 @@ def test_the_dream_begins_with_the_true_picture(monkeypatch: pytest.MonkeyPatch,
             pictures.append(scene.image)
             return super().begin(scene, seed)
 
-    monkeypatch.setattr(world_model, "load_world", lambda preset, size, device: Recorder(size))
+    monkeypatch.setattr(world_model, "load_world", lambda preset, size, *_: Recorder(size))
     gym.make("MirageTwin-v0", **SCENE).reset(seed=1)
     first, _ = gym.make("MirageSim-v0", **SCENE).reset(seed=1)
     np.testing.assert_array_equal(pictures[0], first["rgb"])
