@@ -191,7 +191,9 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            "--recipe", "--preset", help="A name in envs_config/train, or the path of a folder like those in it."
+            "--recipe",
+            "--preset",
+            help="A name in envs_config/train, a folder like those in it, or a preset (.yaml) whose adapter it is.",
         ),
     ] = "mirage-tiny",
     folder: Annotated[
@@ -226,7 +228,7 @@ def train(
     plan, place = load_recipe(recipe), str(resolve_device(device))
     if stage not in (known := ("all", *plan.stages)):  # before a folder is made for it
         raise UnknownNameError("training stage", stage, known)
-    target = prepare_folder(folder or Path("runs") / Path(recipe).name)
+    target = prepare_folder(folder or Path("runs") / Path(recipe).name.removesuffix(".yaml"))
     deadline = time.monotonic() + 60.0 * minutes
     for name in plan.stages if stage == "all" else (stage,):
         with _Meter(name, 1, unit="steps") as meter:

@@ -23,7 +23,7 @@ AdapterStageName = Literal["branch", "lora"]
 
 @dataclass(frozen=True)
 class AdapterLossConfig(ChunkConfig):
-    """Flow matching on the target frames (Eq. 3)."""
+    """Flow matching on the target frames."""
 
     batch: int = 1
     chunks: tuple[int, ...] = (8,)
@@ -87,9 +87,8 @@ class AdapterStage(ChunkStage):
         sigma: Float[Tensor, " b"],
     ) -> Float[Tensor, " b"]:
         """Mean square error of the velocity: that of the clean latents, over sigma."""
-        level = sigma[:, None, None, None, None]
-        prediction = self.model.clean((1 - level) * clean + level * noise, sigma, condition)
-        return ((prediction - clean) / level).square().flatten(1).mean(1)
+        error = self.denoised(condition, clean, noise, sigma) - clean
+        return (error / sigma[:, None, None, None, None]).square().flatten(1).mean(1)
 
     def validate(self) -> dict[str, float]:
         """Flow-matching error on held-out clips at four noise levels, with the memory and without."""

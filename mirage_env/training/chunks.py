@@ -138,6 +138,17 @@ class ChunkStage(Stage):
         self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"]], generator: torch.Generator
     ) -> dict[str, Tensor]: ...
 
+    def denoised(
+        self,
+        condition: ChunkCondition,
+        clean: Float[Tensor, "b n c h w"],
+        noise: Float[Tensor, "b n c h w"],
+        sigma: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b n c h w"]:
+        """The model's clean latents of x_sigma = (1 - sigma) clean + sigma noise (Eq. 3)."""
+        level = sigma[:, None, None, None, None]
+        return self.model.clean((1 - level) * clean + level * noise, sigma, condition)
+
     def chunks(
         self, which: int, clips: np.ndarray, overlap: int, n: int, rng: np.random.Generator | None
     ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
@@ -195,7 +206,9 @@ class ChunkStage(Stage):
                 grid = depth_to_grid(depth[:-1], masks[:-1] == 0, (h, w))
                 chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
             else:
-                chosen = torch.tensor([k for k in clip.references[overlap] if k in past.tolist()][:count], dtype=int)
+                chosen = torch.tensor(
+                    [k for k in clip.references[overlap] if k in past.tolist()][:count], dtype=torch.int64
+                )
             references = PastFrames(history[chosen], grid_cameras[chosen])
         else:
             references = reading.frames[:count]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 
@@ -13,19 +13,18 @@ from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.denoise.pretrained import LoraShape, load_denoiser
 from mirage_env.denoise.text import PromptEncoder
-from mirage_env.errors import InvalidValueError, UnknownNameError, WeightsError
+from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.memory import make_memory
 from mirage_env.perception import ComposedConfig
 from mirage_env.training.adapter import AdapterLossConfig, AdapterStage, AdapterStageName
-from mirage_env.training.loop import LoopConfig, train
+from mirage_env.training.loop import Training
 from mirage_env.training.video import VideoClips, VideoConfig, VideoWriter, codec_hash, find_videos
 from mirage_env.weights.checkpoint import check_extra, find
 from mirage_env.world_model import Preset, weight_dtype
 
 
 @dataclass(frozen=True)
-class AdapterTraining:
-    loop: LoopConfig
+class AdapterTraining(Training):
     loss: AdapterLossConfig = field(default_factory=AdapterLossConfig)
 
 
@@ -50,58 +49,45 @@ class AdapterRecipe:
     lora: AdapterTraining
 
 
-def run_adapter_stage(
-    stage: str,
-    recipe: AdapterRecipe,
-    folder: Path,
-    data: Path | None,
-    device: str,
-    stop_after_s: float,
-    report: Callable[[int, int, dict[str, float]], None],
-) -> bool:
-    """Runs one stage in `folder` on the store in `data`, going on where it was cut off; True when it is whole.
+def public_preset(name: str) -> Preset:
+    """The preset, which must read a public checkpoint."""
+    preset = load_config(name, Preset)
+    if not isinstance(preset.perception, ComposedConfig) or preset.weights is None:
+        raise InvalidValueError(f"{name} sees by its own network; name a preset that reads public checkpoints")
+    return preset
+
+
+def adapter_stage(stage: str, recipe: AdapterRecipe, folder: Path, data: Path | None, device: str) -> AdapterStage:
+    """A stage on the store in `data`.
 
     The adapters lie in `folder` as folders "branch" and "lora"; the second goes on from the first and holds both.
     """
-    if stage not in recipe.stages:
-        raise UnknownNameError("training stage", stage, recipe.stages)
     if data is None:
         raise InvalidValueError("an adapter is trained on a store of videos; name it with --data (see mirage-env data)")
     check_extra("wan,video", "accelerate", "ftfy", "lmdb", "peft", "psutil", "transformers")
-    from accelerate import Accelerator
-
-    preset = load_config(recipe.adapter.preset, Preset)
+    preset = public_preset(recipe.adapter.preset)
     training: AdapterTraining = getattr(recipe, stage)
-    loop, loss = training.loop, training.loss
-    checkpoint, before = find(preset.weights or recipe.adapter.preset), folder / "branch"
-    dtype = torch.bfloat16 if loop.precision == "bf16" else torch.float32
-    clips = VideoClips(data, loss.text_dropout)
+    checkpoint, before = find(str(preset.weights)), folder / "branch"
+    dtype = torch.bfloat16 if training.loop.precision == "bf16" else torch.float32
+    clips = VideoClips(data, training.loss.text_dropout)
     codec = WanCodec.from_checkpoint(checkpoint, preset.codec, dtype)
     if codec_hash(codec) != clips.codec_hash:
         raise WeightsError(f"the store {data} holds latents of another codec than {checkpoint}; make it anew")
     if stage == "lora" and not before.is_dir():
         raise WeightsError(f"stage lora goes on from {before}, which is not there; train stage branch first")
-    denoiser = load_denoiser(checkpoint, preset.denoiser, dtype, before if stage == "lora" else None)
-    accelerator = Accelerator(cpu=device == "cpu")
-    place = str(accelerator.device)
-    job = AdapterStage(
-        stage,
-        denoiser,
-        loss,
+    return AdapterStage(
+        cast("AdapterStageName", stage),
+        load_denoiser(checkpoint, preset.denoiser, dtype, before if stage == "lora" else None),
+        training.loss,
         recipe.adapter.lora,
         make_memory(preset.memory, codec.encode),
         [clips],
         clips.codec_hash,
         recipe.adapter.held_out,
-        place,
+        device,
         dtype,
         {"checkpoint": preset.weights, "clips": len(clips)},
     )
-
-    def tell(step: int, values: dict[str, float]) -> None:
-        report(step, loop.steps, values)
-
-    return train(job, loop, folder, place, stop_after_s, tell, accelerator)
 
 
 def fill_store(
@@ -115,9 +101,8 @@ def fill_store(
     report: Callable[[int, int, str], None],
 ) -> dict[str, str]:
     """Turns the videos below `source` into a store, or one shard of it; returns what was skipped, and why."""
-    videos, preset = find_videos(source), load_config(preset_name, Preset)
-    if not isinstance(preset.perception, ComposedConfig) or preset.weights is None:
-        raise InvalidValueError(f"{preset_name} sees by its own network; name a preset that reads public checkpoints")
+    videos, preset = find_videos(source), public_preset(preset_name)
+    assert isinstance(preset.perception, ComposedConfig) and preset.weights is not None
     check_extra("wan,video", "ftfy", "lmdb", "psutil", "transformers")
     place = torch.device(device)
     checkpoint, dtype = find(preset.weights), weight_dtype(place)

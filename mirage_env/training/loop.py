@@ -71,6 +71,13 @@ class LoopConfig:
         return self.learning_rate * warm * (left if self.falls == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
+@dataclass(frozen=True)
+class Training:
+    """A stage's YAML; every kind of stage adds its `loss`."""
+
+    loop: LoopConfig
+
+
 class Stage(ABC):
     """What is trained, on what, and how it is judged."""
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,9 +35,9 @@ from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
 from mirage_env.training.decoder import DecoderLossConfig, DecoderStage
-from mirage_env.training.full_size import AdapterRecipe, run_adapter_stage
+from mirage_env.training.full_size import AdapterRecipe, adapter_stage
 from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
-from mirage_env.training.loop import LoopConfig, Stage, train
+from mirage_env.training.loop import LoopConfig, Stage, Training, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
 from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageName
@@ -65,20 +65,17 @@ Report = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class CodecTraining:
-    loop: LoopConfig
+class CodecTraining(Training):
     loss: CodecLossConfig = field(default_factory=CodecLossConfig)
 
 
 @dataclass(frozen=True)
-class PerceptionTraining:
-    loop: LoopConfig
+class PerceptionTraining(Training):
     loss: PerceptionLossConfig = field(default_factory=PerceptionLossConfig)
 
 
 @dataclass(frozen=True)
-class WorldTraining:
-    loop: LoopConfig
+class WorldTraining(Training):
     loss: WorldLossConfig = field(default_factory=WorldLossConfig)
 
 
@@ -92,10 +89,9 @@ class WalkTraining(WorldTraining):
 
 
 @dataclass(frozen=True)
-class DecoderTraining:
+class DecoderTraining(Training):
     """On the walks that `WalkTraining` asks for."""
 
-    loop: LoopConfig
     loss: DecoderLossConfig = field(default_factory=DecoderLossConfig)
 
 
@@ -154,7 +150,14 @@ class Recipe:
 
 
 def load_recipe(source: str | Path) -> Recipe | AdapterRecipe:
-    """A recipe by its name in `envs_config/train`, or from the path of a folder; with `adapter.yaml`, at full size."""
+    """A recipe by its name in `envs_config/train`, or from the path of a folder; with `adapter.yaml`, at full size.
+
+    The path of a preset (.yaml) that names a public checkpoint is trained by the recipe of wan2.2-ti2v-5b.
+    """
+    if str(source).endswith((".yaml", ".yml")):
+        plan = load_recipe("wan2.2-ti2v-5b")
+        assert isinstance(plan, AdapterRecipe)
+        return replace(plan, adapter=replace(plan.adapter, preset=str(source)))
     folder = ENVS_CONFIG / "train" / source
     if not _is_recipe(folder):
         folder = Path(source).expanduser()
@@ -188,15 +191,18 @@ def run_stage(
     """Runs one stage in `folder`, going on where it was cut off; True when it is whole.
 
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
-    `data` is the store of videos that an adapter learns from, see `run_adapter_stage`.
+    `data` is the store of videos that an adapter learns from, see `adapter_stage`.
     Every stage leaves its weights in `folder` under its own name: codec.safetensors, perception.safetensors, and all
     others a whole denoiser each. `folder/weights` holds a model that `load_world` takes: codec, perception, and the
     denoiser of the stage that was finished last. Under `accelerate launch` all processes train together.
     """
-    if isinstance(recipe, AdapterRecipe):
-        return run_adapter_stage(stage, recipe, folder, data, device, stop_after_s, report)
     if stage not in recipe.stages:
         raise UnknownNameError("training stage", stage, recipe.stages)
+    if isinstance(recipe, AdapterRecipe):
+        accelerator = _accelerator(device)
+        torch.manual_seed(0)  # the first weights
+        job: Stage = adapter_stage(stage, recipe, folder, data, _place(device, accelerator))
+        return _train(job, getattr(recipe, stage).loop, folder, device, accelerator, stop_after_s, report)
     preset = load_config(recipe.data.preset, Preset)
     if stage in ("render", "latents", "walks"):
         accelerator = _accelerator(device)
@@ -243,7 +249,6 @@ def _learn(
 ) -> bool:
     """A stage that trains weights; True when it is whole."""
     training, stores = getattr(recipe, stage), _stores(recipe, folder)
-    loop: LoopConfig = training.loop
     accelerator = _accelerator(device)
     place = _place(device, accelerator)
     torch.manual_seed(0)  # the first weights
@@ -279,13 +284,25 @@ def _learn(
             lora=training.lora if stage == "lora" else None,
         )  # fmt: skip
 
-    def tell(step: int, values: dict[str, float]) -> None:
-        report(step, loop.steps, values)
-
-    whole = train(job, loop, folder, place, stop_after_s, tell, accelerator)
+    whole = _train(job, training.loop, folder, device, accelerator, stop_after_s, report)
     if whole and (accelerator is None or accelerator.is_main_process):
         _publish(folder, stage)
     return whole
+
+
+def _train(
+    job: Stage,
+    loop: LoopConfig,
+    folder: Path,
+    device: str,
+    accelerator: Accelerator | None,
+    stop_after_s: float,
+    report: Report,
+) -> bool:
+    def tell(step: int, values: dict[str, float]) -> None:
+        report(step, loop.steps, values)
+
+    return train(job, loop, folder, _place(device, accelerator), stop_after_s, tell, accelerator)
 
 
 def _publish(folder: Path, stage: str) -> None:

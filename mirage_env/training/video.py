@@ -301,8 +301,8 @@ class VideoWriter:
             masks.append((seen.sky * SKY + seen.dynamic * DYNAMIC)[keep])
         keys = torch.arange(0, config.frames, config.key_stride)
         stills = torch.cat([self.codec.encode(images[k : k + 1].to(dtype)).float() for k in (keys * stride).tolist()])
-        depth_m, mask, grid = torch.cat(depth), torch.cat(masks), cameras[::stride].resized(stills.shape[2:])
-        places = depth_to_grid(depth_m, mask == 0, stills.shape[2:])
+        depth_m, mask, latent_size = torch.cat(depth), torch.cat(masks), self.codec.latent_size(config.size)
+        grid, places = cameras[::stride].resized(latent_size), depth_to_grid(depth_m, mask == 0, latent_size)
         references = torch.full((config.chunks, config.references), -1)
         for chunk in range(1, config.chunks):
             overlap = chunk * config.chunk

@@ -142,9 +142,7 @@ class WorldStage(ChunkStage):
         pure = torch.rand(len(clean), generator=generator, device=self.device) < self.loss.pure_noise
         sigma = torch.where(pure, 1.0, sigma)
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
-        level = sigma[:, None, None, None, None]
-        prediction = self.model.clean((1 - level) * clean + level * noise, sigma, condition)
-        error = self.weighed(prediction - clean)
+        error = self.weighed(self.denoised(condition, clean, noise, sigma) - clean)
         return {
             # not over sigma^2: few-step sampling lives at high noise
             "loss": error.mean() + (0.5 * refined_error if self.model.refiner is not None else 0.0),
