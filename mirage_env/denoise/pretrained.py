@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -167,6 +168,12 @@ def load_adapter(folder: Path, transformer: MemoryTransformer) -> dict[str, Any]
     transformer.load_state_dict({key: value.to(expected[key]) for key, value in branch.items()}, strict=False)
     if config.get("lora") is not None:
         lora, rank = _tensors(folder / LORA_FILE), config["lora"]["rank"]
+        sites = {name for name, _ in transformer.named_modules() if re.fullmatch(LORA_TARGETS, name)}
+        stored = {f"{site}.lora_{part}.weight" for site in sites for part in "AB"}
+        if wrong := sorted(stored ^ lora.keys()):
+            raise WeightsError(
+                f"{folder / LORA_FILE} does not fit: {len(wrong)} tensors differ, the first is {wrong[0]}"
+            )
         ranks = {value.shape[0] for key, value in lora.items() if "lora_A" in key}
         if ranks != {rank}:
             raise WeightsError(

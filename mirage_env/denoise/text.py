@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mirage_env.errors import WeightsError
-from mirage_env.weights.checkpoint import free_bytes
+from mirage_env.weights.checkpoint import free_bytes, part_bytes
 
 TEXT_TOKENS = 512
 """Always this many, zeros after the last word: cross-attention has no mask, so that the length changes the output."""
@@ -39,6 +39,7 @@ class PromptEncoder:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
         from transformers import AutoTokenizer, UMT5EncoderModel
 
+        part_bytes(self.checkpoint / "text_encoder", "model")
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.checkpoint / "tokenizer", local_files_only=True)
             encoder = UMT5EncoderModel.from_pretrained(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from mirage_env.errors import WeightsError
+from mirage_env.weights.checkpoint import part_bytes
 
 MOST = 3
 QUESTION = (
@@ -29,6 +30,7 @@ class MovingThings(nn.Module):
         from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+        part_bytes(folder, "model")
         try:  # the processor's parts one by one: as a whole it insists on torchvision
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)

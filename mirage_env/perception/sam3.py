@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from mirage_env.config import build
 from mirage_env.errors import InvalidValueError, MirageError, WeightsError
 from mirage_env.perception.qwen3_vl import MovingThings
-from mirage_env.weights.checkpoint import check_extra, find
+from mirage_env.weights.checkpoint import check_extra, find, part_bytes
 
 PACKAGE_WEIGHTS, PACKAGE_VOCABULARY = "sam3-package.safetensors", "bpe_simple_vocab_16e6.txt.gz"
 TEXT_TOKENS = 32
@@ -118,6 +118,7 @@ class Sam3Transformers(nn.Module):
         super().__init__()
         from transformers import AutoTokenizer, Sam3Model
 
+        part_bytes(folder, "model")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = Sam3Model.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)

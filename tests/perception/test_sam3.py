@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -147,7 +148,12 @@ def test_the_sam3_package_by_the_preset(tmp_path, monkeypatch):
         Sam3Package.from_folder(tmp_path, cuda, torch.float32)
 
 
-def test_folders_that_hold_something_else_are_told(tmp_path):
-    for loader, name in ((Sam3Transformers, "SAM 3"), (MovingThings, "Qwen3-VL")):
+def test_folders_that_are_damaged_are_told(folders, tmp_path):
+    for loader, name, folder in ((Sam3Transformers, "SAM 3", folders[0]), (MovingThings, "Qwen3-VL", folders[1])):
+        broken = shutil.copytree(folder, tmp_path / name)
+        (broken / "config.json").write_text("{")
         with pytest.raises(WeightsError, match=rf"cannot be read as {name} \(.*\); fetch it again"):
-            loader(tmp_path, torch.device("cpu"), torch.float32)
+            loader(broken, torch.device("cpu"), torch.float32)
+        (broken / "model.safetensors").write_bytes(b"")
+        with pytest.raises(WeightsError, match="is damaged or was cut off at 0 bytes; fetch it again"):
+            loader(broken, torch.device("cpu"), torch.float32)

@@ -68,10 +68,17 @@ def test_config_that_is_no_json(make_preset, free, broken):
     refused(make_preset, r"vae/config.json is damaged \(.*\); fetch it again", checkpoint=broken, **free)
 
 
-def test_missing_text_encoder(make_preset, free, broken):
-    shutil.rmtree(broken / "text_encoder")
+def test_a_text_encoder_that_is_damaged_or_not_there(make_preset, free, broken):
     model = load_world(make_preset(checkpoint=broken, **free), SIZE, "cpu")
+    (broken / "text_encoder" / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"the text encoder of .* cannot be read \(.*\); fetch it again"):
+        model.text("a kitchen")
+    file = broken / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=r"is damaged or was cut off at \d+ bytes; fetch it again"):
+        model.text("a kitchen")
+    shutil.rmtree(broken / "text_encoder")
+    with pytest.raises(WeightsError, match=r"the checkpoint lacks model.safetensors in .*text_encoder; fetch it again"):
         model.text("a kitchen")
 
 
@@ -105,7 +112,7 @@ def test_adapter_of_other_layers(make_preset, adapter):
     refused(make_preset, r"has its branch at layers \[0, 2\], the preset at \[0, 3\]", **changes)
 
 
-def test_adapter_with_missing_or_damaged_tensors(make_preset, broken_adapter):
+def test_adapter_with_missing_or_damaged_tensors(make_preset, broken_adapter, adapter):
     path = broken_adapter / "branch.safetensors"
     tensors = load_file(path)
     tensors.pop("memory_blocks.0.proj_out.bias")
@@ -113,6 +120,11 @@ def test_adapter_with_missing_or_damaged_tensors(make_preset, broken_adapter):
     refused(make_preset, "1 tensors differ, the first is memory_blocks.0.proj_out.bias", adapter=str(broken_adapter))
     path.write_bytes(b"nothing")
     refused(make_preset, r"branch.safetensors is damaged \(.*\); copy it again", adapter=str(broken_adapter))
+    lora = broken_adapter / "pytorch_lora_weights.safetensors"
+    whole = load_file(lora)
+    save_file({k: v for k, v in whole.items() if not k.startswith("blocks.0.attn1.to_q")}, lora)
+    shutil.copy(adapter / "branch.safetensors", path)
+    refused(make_preset, "2 tensors differ, the first is blocks.0.attn1.to_q.lora_A", adapter=str(broken_adapter))
     path.unlink()
     refused(make_preset, "the adapter lacks .*branch.safetensors; copy its whole folder", adapter=str(broken_adapter))
 
