@@ -95,8 +95,8 @@ def _row(row: dict[str, Any], path: Path, number: int) -> Input:
     if "" in row or "image" not in given:
         raise InvalidValueError(f"{where}: {'more fields than the header' if '' in row else 'the image is missing'}")
     for key in ("image", "depth", "trajectory"):
-        if key in given and (beside := path.parent / Path(given[key]).expanduser()).exists():
-            given[key] = str(beside)
+        if key in given and (key != "image" or Path(given[key]).suffix):  # an image may be a built-in name
+            given[key] = str(path.parent / Path(given[key]).expanduser())
     try:
         seed = int(given["seed"]) if "seed" in given else None
         lens = (

@@ -40,9 +40,9 @@ class Mover(Protocol):
         ...
 
 
-def env_kwargs(mover: str, follows_files: bool) -> dict[str, Any]:
+def env_kwargs(mover: str) -> dict[str, Any]:
     """What the environment must be for this mover, over what the user asks for."""
-    if follows_files:  # any motion up to the environment's own bounds, and nothing in the way
+    if mover == "cameras":  # any motion up to the environment's own bounds, and nothing in the way
         return {"action_mode": "free", "collision": "none", **FARTHEST_STEP}
     return {"action_mode": "planar"} if mover in ("walk", "loop") else {}
 

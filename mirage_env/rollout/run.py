@@ -75,7 +75,10 @@ class Worker:
     def __init__(self, run: Run):
         """Raises MirageError, in one sentence, where the environment cannot be made as configured."""
         self.run, self.keep = run, parse_keep(run.config.keep)
-        self.vector = _make(run)
+        self.vector = _make(run, run.config.mover)
+        """What the run's mover moves."""
+        mixed = run.config.mover != "cameras" and run.follows_files  # by rows of a manifest: they need other actions
+        self._followers = _make(run, "cameras") if mixed else self.vector
         world = self.vector.world
         self.size: tuple[int, int] = world.size
         self.temporal_stride: int = world.temporal_stride
@@ -129,7 +132,9 @@ class Worker:
         if writer.in_use:
             return None
         jobs = self.run.jobs(unit)
-        episodes = [_Episode(self, env, writer, job) for env, job in zip(self.vector.envs, jobs, strict=False)]
+        pairs = zip(self.vector.envs, self._followers.envs, strict=True)
+        envs = [follower if job.trajectory else env for (env, follower), job in zip(pairs, jobs, strict=False)]
+        episodes = [_Episode(self, env, writer, job) for env, job in zip(envs, jobs, strict=True)]
         try:
             self.vector.together([e.whole(lambda: tell(sum(e.writer.frames for e in episodes))) for e in episodes])
             summaries = [episode.summary() for episode in episodes]
@@ -145,11 +150,11 @@ class Worker:
                 episode.writer.close()
 
 
-def _make(run: Run) -> WalkVectorEnv:
-    """As many environments as a unit has episodes."""
+def _make(run: Run, mover: str) -> WalkVectorEnv:
+    """As many environments as a unit has episodes, for the mover."""
     config = run.config
-    kwargs: dict[str, Any] = {"obs": "rgb", "feedback": "hold"} if config.mover in ("walk", "loop", "cameras") else {}
-    kwargs |= config.env_kwargs | movers.env_kwargs(config.mover, run.follows_files)
+    kwargs: dict[str, Any] = {"obs": "rgb", "feedback": "hold"} if mover in ("walk", "loop", "cameras") else {}
+    kwargs |= config.env_kwargs | movers.env_kwargs(mover)
     count = min(config.episodes_a_unit, config.episodes)
     try:
         vector = gym.make_vec(config.env, num_envs=count, max_episode_steps=config.steps, **kwargs)

@@ -48,7 +48,8 @@ def test_minari_reads_it_back_without_loss(
     run: Path, episodes: list[StoredEpisode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     minari = pytest.importorskip("minari", reason="the extra export is not installed")
-    assert export(run, "minari", tmp_path / "out") == 3
+    monkeypatch.chdir(tmp_path)
+    assert export(run, "minari", "out") == 3
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "out"))
     dataset = minari.load_dataset("mirage/rollout-v0")
     assert (dataset.total_episodes, dataset.total_steps) == (3, 15)

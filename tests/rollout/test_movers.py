@@ -16,8 +16,8 @@ from mirage_env.rollout import movers
 SIZE = (32, 48)
 
 
-def env_for(mover: str, follows: bool = False, **kwargs: Any) -> WalkEnv:
-    needed = {**kwargs, **movers.env_kwargs(mover, follows)}
+def env_for(mover: str, **kwargs: Any) -> WalkEnv:
+    needed = {**kwargs, **movers.env_kwargs(mover)}
     return MirageEnv("room", size=SIZE, feedback="hold", **needed)
 
 
@@ -72,7 +72,7 @@ def test_a_camera_file_is_followed_exactly(tmp_path: Path) -> None:
     (tmp_path / "way.json").write_text(
         json.dumps((tilted @ path).tolist())
     )  # where the file's world is does not matter
-    env = env_for("cameras", follows=True)
+    env = env_for("cameras")
     poses, _ = drive(env, movers.Follow(env, movers.follow_path(str(tmp_path / "way.json"))), 30)
     np.testing.assert_allclose(poses, path, atol=2e-5)
 
@@ -81,7 +81,7 @@ def test_a_jump_is_told(tmp_path: Path) -> None:
     far = np.eye(4)
     far[0, 3] = 20.0
     (tmp_path / "way.json").write_text(json.dumps([np.eye(4).tolist(), far.tolist()]))
-    env = env_for("cameras", follows=True)
+    env = env_for("cameras")
     with pytest.raises(InvalidValueError, match=r"camera 1 is 20.00 m and 0 degrees from the one before"):
         drive(env, movers.Follow(env, movers.follow_path(str(tmp_path / "way.json"))), 2)
 

@@ -220,6 +220,25 @@ def test_a_manifest_row_has_its_own_seed_and_way(run_of: Any, tmp_path: Path, pi
     assert len({job.seed for job in jobs}) == 4
 
 
+def test_rows_that_follow_a_file_stand_beside_rows_that_are_moved(run_of: Any, tmp_path: Path, pictures: Path) -> None:
+    from mirage_env.demo import trajectory
+
+    way = np.concatenate([np.eye(4)[None], trajectory("walk", 4)])
+    (tmp_path / "way.json").write_text(json.dumps(way.tolist()))
+    (pictures / "m.csv").write_text("image,trajectory\np10.png,../way.json\np20.png,\n")
+    mixed = {"images": str(pictures / "m.csv"), "episodes": 4, "env_kwargs": {"collision": "none"}}
+    assert run_shard(run_of(**mixed), str(tmp_path / "mixed")).failed == 0
+    first, second, third, fourth = RunFolder(tmp_path / "mixed").episodes()
+    for follower in (first, third):
+        np.testing.assert_allclose(follower.array("world_from_camera"), way, atol=2e-5)
+        assert (follower.metadata["mover"], follower.array("actions").shape) == ("cameras", (4, 6))
+    for walker in (second, fourth):
+        assert (walker.metadata["mover"], walker.array("actions").shape) == ("walk", (6, 3))
+    run_shard(run_of(**mixed | {"images": str(pictures)}), str(tmp_path / "alone"))  # the second is p20.png again
+    alone = list(RunFolder(tmp_path / "alone").episodes())[1]
+    np.testing.assert_array_equal(alone.rgb(), second.rgb())
+
+
 def test_stop_ends_between_units(run_of: Any, tmp_path: Path) -> None:
     stop = Stop()
 

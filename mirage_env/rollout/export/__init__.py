@@ -70,7 +70,7 @@ def export(
 @contextmanager
 def _appearing(target: Path, form: str) -> Iterator[Path]:
     """A folder to write to that becomes `target` when all went well, and else is gone."""
-    staging = target.with_name(f".{target.name}.partial")
+    staging = target.absolute().with_name(f".{target.name}.partial")  # Minari needs it absolute
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
     try:
         staging.mkdir(parents=True)
