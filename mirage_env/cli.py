@@ -255,6 +255,10 @@ def bench(
         bool, typer.Option("--full", help="704 x 1280 with the architecture of Wan2.2's VAE; minutes, 8 GB.")
     ] = False,
     chunks: Annotated[int, typer.Option(min=1, help="How many chunks both memories grow over.")] = 10,
+    endless: Annotated[
+        int | None,
+        typer.Option(min=11, help="Instead: walk on for so many chunks; what the last costs beside the 10th."),
+    ] = None,
     rule: Annotated[str, typer.Option(help="paper: every cell and pixel is stored. novel: what is new.")] = "paper",
     folder: Annotated[Path, typer.Option("--out", help="bench.json and bench.html go there.")] = Path("bench"),
     preset: Annotated[str, typer.Option(help="Which model, where not --full.")] = "mirage-tiny",
@@ -262,6 +266,7 @@ def bench(
     """What remembering costs: latent beside RGB memory, in time and bytes, chunk by chunk (the paper's Figure 5).
 
     [dim]mirage-env bench --chunks 20 --out bench[/]
+    [dim]mirage-env bench --endless 1000 --out bench[/]
     """
     import torch
 
@@ -269,6 +274,9 @@ def bench(
     from mirage_env.evaluation import memory_bench as measure
 
     target = prepare_folder(folder)
+    if endless is not None:
+        _bench_endless(target, endless, full, preset)
+        return
     split: dict[str, dict[str, float]] = {}
     encode_ms = None
     if full:
@@ -292,6 +300,41 @@ def bench(
     files = measure.write_report(target, scale, costs, ways, grown, split)
     _print_bench(scale, costs, ways, split)
     for file in files:
+        out.print(f"  {escape(str(file))}", style="bold" if file.suffix == ".html" else "")
+
+
+def _bench_endless(target: Path, chunks: int, full: bool, preset: str) -> None:
+    """The whole model in small pictures and its memory alone; with `full`, the memory of the paper's size alone."""
+    import torch
+    from rich.table import Table
+
+    from mirage_env.config import load_config
+    from mirage_env.evaluation import endless
+    from mirage_env.evaluation import memory_bench as measure
+    from mirage_env.world_model import Preset, load_world
+
+    walks = []
+    scale, config = measure.FULL, load_config("wan2.2-ti2v-5b", Preset).memory
+    if not full:
+        small = load_world(preset, (64, 64), device="cpu")
+        with _Meter("whole chunks", chunks, unit="chunks") as meter:
+            walks.append(endless.whole_chunks(small, chunks, meter.update))
+        scale, config = measure.tiny(load_world(preset, device="cpu")), small.preset.memory
+    with torch.inference_mode(), _Meter("memory alone", chunks, unit="chunks") as meter:
+        walks.append(endless.memory_alone(scale, config, chunks, meter.update))
+    for walk in walks:
+        rows = Table(title=f"{walk.name}: {walk.about}")
+        for column in ("chunk", "points", "memory MiB", "resident MiB", "read ms", "write ms", "all ms"):
+            rows.add_column(column, justify="right")
+        for mark in walk.marks:
+            sizes = f"{mark.points:,}", f"{mark.bytes / 2**20:.2f}", f"{mark.resident_mib:.0f}"
+            rows.add_row(f"{mark.chunk:,}", *sizes, *(f"{mark.ms[part]:.1f}" for part in ("read", "write", "all")))
+        for after, row in ((endless.EARLY, walk.early_ms), (chunks, walk.late_ms)):
+            rows.add_row(f"{after:,} in turn", "", "", "", *(f"{row[part]:.1f}" for part in ("read", "write", "all")))
+        out.print(rows)
+        grew = f"resident memory {walk.growth_mib:+.0f} MiB over the second half"
+        out.print(f"{walk.name}: chunk {chunks:,} costs [bold]{walk.ratio:.2f}x[/] chunk {endless.EARLY}; {grew}\n")
+    for file in endless.write_report(target, walks):
         out.print(f"  {escape(str(file))}", style="bold" if file.suffix == ".html" else "")
 
 

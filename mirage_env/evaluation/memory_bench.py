@@ -329,13 +329,11 @@ def write_report(
     }
     files = folder / "bench.json", folder / "bench.html"
     write_json(files[0], measured)
-    page = files[1].with_suffix(".partial")
-    page.write_text(_page(scale, costs, ways, grown, split), encoding="utf-8")
-    page.replace(files[1])
+    _write_page(files[1], scale, costs, ways, grown, split)
     return files
 
 
-def _page(scale: Scale, costs: Any, ways: Any, grown: Any, split: Any) -> str:
+def _write_page(path: Path, scale: Scale, costs: Any, ways: Any, grown: Any, split: Any) -> None:
     brief = summary(scale, costs)
     formula = f"as stored; the paper's {PAPER_BYTES:g}, s² · 3 / C is {number(brief['formula'])}"
     ratios = [
@@ -345,10 +343,7 @@ def _page(scale: Scale, costs: Any, ways: Any, grown: Any, split: Any) -> str:
     if split:
         whole = split["rgb"]["all"] / split["latent"]["all"]
         ratios.append((whole, "time a chunk, RGB to latent", f"end to end; the paper's {PAPER_SPEED:g}"))
-    cards = "".join(
-        f"<div><b>{number(value)}x</b><span>{escape(label)}</span><small>{escape(note)}</small></div>"
-        for value, label, note in ratios
-    )
+    cards = [(f"{number(value)}x", label, note) for value, label, note in ratios]
     time_chart = log_chart(
         {name: [(c.chunk, c.read_ms) for c in rows] for name, rows in costs.items()}, "chunk", "ms a frame"
     )
@@ -367,34 +362,54 @@ def _page(scale: Scale, costs: Any, ways: Any, grown: Any, split: Any) -> str:
         ("Bytes", bytes_chart, "As stored, by the rule of this run: places, tokens or colours, footprints, ids."),
         (
             "Bytes at chunk 5, every way to count",
-            _table(("stored", "counted", "latent MiB", "RGB MiB", "ratio"), way_rows),
+            table(("stored", "counted", "latent MiB", "RGB MiB", "ratio"), way_rows),
             "Every cell and every pixel of the named frames. The paper says 55.",
         ),
         ("Growth", growth_charts, "65,536 points, 8 views, 64 x 64 cells, 48 channels; one of them grows."),
         (
             "A whole chunk",
-            _table(("part, ms", *split), split_rows) if split else "",
+            table(("part, ms", *split), split_rows) if split else "",
             "Of 8 frames, medians of every part; see is depth and masks; an RGB read's encode counts within read.",
         ),
     ]
+    facts = (
+        f"{scale.size[0]} x {scale.size[1]} pixels, {scale.grid[0]} x {scale.grid[1]} x {scale.channels} latents, "
+        f"{scale.views} views a chunk, {torch.get_num_threads()} CPU thread(s)"
+    )
+    page(path, "Mirage env memory bench", f"{scale.name}: what remembering costs", facts, cards, sections)
+
+
+def page(
+    path: Path,
+    kicker: str,
+    title: str,
+    facts: str,
+    cards: Sequence[tuple[str, str, str]],
+    sections: Sequence[tuple[str, str, str]],
+) -> None:
+    """Writes a page for people: `cards` are figure, label and note; `sections` title, HTML and note."""
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    head = f"<p class=kicker>{escape(kicker)}</p><h1>{escape(title)}</h1><p class=facts>{escape(facts)}</p>"
+    shown = "".join(
+        f"<div><b>{escape(figure)}</b><span>{escape(label)}</span><small>{escape(note)}</small></div>"
+        for figure, label, note in cards
+    )
     body = "".join(
-        f"<section><h2>{escape(title)}</h2>{content}<p class=note>{escape(note)}</p></section>"
-        for title, content, note in sections
+        f"<section><h2>{escape(name)}</h2>{content}<p class=note>{escape(note)}</p></section>"
+        for name, content, note in sections
         if content
     )
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    head = f"<p class=kicker>Mirage env memory bench</p><h1>{escape(scale.name)}: what remembering costs</h1>"
-    facts = (
-        f"<p class=facts>{scale.size[0]} x {scale.size[1]} pixels, {scale.grid[0]} x {scale.grid[1]} x {scale.channels}"
-        f" latents, {scale.views} views a chunk, {torch.get_num_threads()} CPU thread(s)</p>"
-    )
-    return (
+    partial = path.with_suffix(".partial")
+    partial.write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Memory bench</title><style>{style}</style><main>{head}{facts}<div class=cards>{cards}</div>{body}"
-        "</main></html>\n"
+        f"<title>Memory bench</title><style>{style}</style><main>{head}<div class=cards>{shown}</div>{body}"
+        "</main></html>\n",
+        encoding="utf-8",
     )
+    partial.replace(path)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As HTML."""
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<div class=wide><table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>{lines}</table></div>"
