@@ -707,7 +707,7 @@ def rollout_plan(
         found = plan(run, shards)
     finish = datetime.now() + timedelta(hours=found.hours)
     _say(f"{found.episodes} episodes, at most {found.frames} frames, in {found.units} units")
-    _say(f"{found.bytes / 1e9:.3g} GB in {found.files} files")
+    _say(f"{_gigabytes(found.bytes)} in {found.files} files")
     _say(f"{found.node_hours:.3g} node-hours on machines like this one: {found.frames_a_second:.1f} frames/s each")
     long = timedelta(seconds=round(3600 * found.hours))
     _say(f"{shards} at a time: {long} (h:mm:ss); begun now, done {finish:%Y-%m-%d %H:%M}")
@@ -764,7 +764,7 @@ def rollout_status(folder: RolloutFolder) -> None:
     place = RunFolder(folder)
     found = place.status()
     _say(f"{found.units_done} of {found.units} units, {found.episodes_done} of {found.episodes} episodes")
-    _say(f"{found.frames} frames in {found.bytes / 1e9:.3g} GB; {found.dropped} episodes refused by keep")
+    _say(f"{found.frames} frames in {_gigabytes(found.bytes)}; {found.dropped} episodes refused by keep")
     if found.failed:
         _say(f"{found.failed} episodes failed:")
         for line in place.failures()[:10]:
@@ -841,7 +841,14 @@ def _ray_workers(text: str) -> int | None:
     return int(number) if number else None
 
 
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+
+
 def _tell_outcome(outcome: Outcome, folder: Path) -> None:
+    if not (outcome.units or outcome.failed or outcome.stopped):
+        _say(f"nothing was left to do in {escape(str(folder))}")
+        return
     _say(f"{outcome.episodes} episodes, {outcome.frames} frames, in {escape(str(folder))}")
     if outcome.failed:
         _say(f"[red]{outcome.failed} episodes failed[/]; see {escape(str(folder / 'failures.jsonl'))}, then: ")

@@ -18,7 +18,8 @@ ATTEMPTS = 3
 def run_on_ray(
     run: Run, out: str, workers: int | None = None, progress: Progress | None = None, stop: Stop | None = None
 ) -> Outcome:
-    """Hands out one unit after another to `workers` actors, one CPU each; without a number, one for each CPU.
+    """Hands out one unit after another to `workers` actors, one CPU each; without a number, one for each CPU. More than
+    there are CPUs wait until the cluster has grown.
 
     Uses the cluster of RAY_ADDRESS where that is set, else this machine. `out` must be a folder that all machines see.
     Workers that die are replaced. Raises InvalidValueError where ray is not installed.
@@ -45,24 +46,36 @@ def _run(ray: Any, run: Run, out: str, workers: int, progress: Progress | None, 
     attempts = dict.fromkeys(todo, 0)
     actor_class = ray.remote(num_cpus=1)(_RayWorker)
     idle: list[Any] = []
-    running: dict[Any, tuple[Any, int]] = {}
-    made = done = 0
-    while running or (todo and not stop):
-        while todo and not stop and (idle or made < workers):
-            if not idle:
-                idle.append(actor_class.remote(run, out))
-                made += 1
-            actor, unit = idle.pop(), todo.pop(0)
-            attempts[unit] += 1
-            running[actor.generate.remote(unit)] = (actor, unit)
-        finished, _ = ray.wait(list(running), timeout=0.5)
+    busy: dict[Any, tuple[Any, int | None]] = {}
+    """With a unit, or without one while it waits for a processor: what is asked for may be more than there are."""
+    made = done = stillborn = 0
+    while (todo and not stop) or any(unit is not None for _, unit in busy.values()):
+        while todo and not stop and idle:
+            actor, first = idle.pop(), todo.pop(0)
+            attempts[first] += 1
+            busy[actor.generate.remote(first)] = (actor, first)
+        while made < min(workers, len(attempts)) and todo and not stop:
+            actor = actor_class.remote(run, out)
+            busy[actor.ready.remote()] = (actor, None)
+            made += 1
+        finished, _ = ray.wait(list(busy), timeout=0.5)
         for result in finished:
-            actor, unit = running.pop(result)
+            actor, unit = busy.pop(result)
             try:
-                part = Outcome(**json.loads(ray.get(result)))
+                answer = ray.get(result)
                 idle.append(actor)
-            except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError):
+                if unit is None:
+                    continue
+                part = Outcome(**json.loads(answer))
+            except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
                 made -= 1
+                if unit is None:
+                    stillborn += 1
+                    if stillborn >= ATTEMPTS:
+                        raise MirageError(
+                            f"ray's workers cannot start ({' '.join(str(error).split())[:200]})"
+                        ) from None
+                    continue
                 if attempts[unit] < ATTEMPTS:
                     todo.insert(0, unit)
                     continue
@@ -89,6 +102,9 @@ class _RayWorker:
     def _worker(self) -> Worker:
         """Made when first used: ray cannot tell an actor whose constructor raised from one that died."""
         return Worker(self._run)
+
+    def ready(self) -> None:
+        """Returns once the process is there."""
 
     def generate(self, unit: int) -> str:
         return json.dumps(vars(self._worker.run_units(self._folder, [unit])))

@@ -54,10 +54,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_workers_give_the_bytes_of_one_and_dead_ones_are_replaced(tmp_path: Path) -> None:
+    """Three are asked for: the third waits for a processor until there is nothing left to do."""
     mark = tmp_path / "mark"
     mover = {"mover": "tests.rollout.test_on_ray:DiesOnce", "mover_kwargs": {"mark": str(mark)}}
     run = Run(RunConfig(**SIMULATED, **mover))
-    outcome = run_on_ray(run, str(tmp_path / "two"), workers=2)
+    outcome = run_on_ray(run, str(tmp_path / "two"), workers=3)
     assert mark.exists()  # it did die
     assert (outcome.units, outcome.episodes, outcome.failed, outcome.stopped) == (4, 4, 0, False)
     assert [faults for _, faults in RunFolder(tmp_path / "two").verify()] == [[]] * 4
