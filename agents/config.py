@@ -49,7 +49,7 @@ class PPOConfig:
     learning_rate: float = 1e-3
     anneal: bool = True
     """Let the learning rate fall evenly, to a twentieth of itself at `total_steps`."""
-    gamma: float = 0.95
+    gamma: float = 0.9
     gae_lambda: float = 0.9
     ent_coef: float = 0.01
     clip_range: float = 0.2
