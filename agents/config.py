@@ -43,7 +43,7 @@ class PPOConfig:
 
     total_steps: int = 100_000
     envs: int = 16
-    n_steps: int = 32
+    n_steps: int = 16
     batch_size: int = 128
     n_epochs: int = 10
     learning_rate: float = 1e-3

@@ -63,9 +63,9 @@ class WhereIsTheLight(gym.Env[Any, int]):
 def test_the_network_sees_depth_through_noise_and_hears_of_the_goal() -> None:
     vector = DummyVecEnv([WhereIsTheLight] * 4)
     vector.seed(0)
-    model = PPO("MultiInputPolicy", vector, n_steps=64, batch_size=64, n_epochs=6, learning_rate=1e-3, seed=0,
+    model = PPO("MultiInputPolicy", vector, n_steps=64, batch_size=64, n_epochs=8, learning_rate=1e-3, seed=0,
                 policy_kwargs=policy_kwargs(PPOConfig()), device="cpu")  # fmt: skip
-    model.learn(5_000)
+    model.learn(3_000)
     seen, rewards = vector.reset(), []
     for _ in range(50):
         chosen, _ = model.predict(seen, deterministic=True)
