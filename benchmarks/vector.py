@@ -86,12 +86,12 @@ def scaling(count: int, rounds: int, steps: int = 4) -> tuple[float, float]:
     return tuple(count * steps / statistics.median(values) for values in taken.values())  # type: ignore[return-value]
 
 
-def overhead(steps: int) -> tuple[float, float]:
+def overhead(steps: int, size: tuple[int, int], chunk: int) -> tuple[float, float]:
     """Milliseconds a step, of this thread's own time, and the share of it that is not the world model's."""
-    env = gym.make("Mirage-v0", size=SIZE, max_episode_steps=-1, task="explore")
+    env = gym.make("Mirage-v0", size=size, max_episode_steps=-1, task="explore", chunk=chunk)
     env.reset(seed=0)
     spent = ModelTime(env.unwrapped.world)  # type: ignore[attr-defined]
-    for step in range(4):
+    for step in range(2 * chunk):
         env.step(walk(1, step)[0])
     spent.seconds = 0.0
     start = time.thread_time()
@@ -180,8 +180,10 @@ def main(
     if steps:
         early, late, files = long_run(steps)
         table.add_row(f"{steps} steps", f"{early:.0f} to {late:.0f} MiB, {files:+d} files", "within 2 %, +0")
-    total, share = overhead(10 * rounds)
-    table.add_row("not model time", f"{100 * share:.1f} % of {total:.1f} ms", "< 5 %")
+    for size, chunk in ((SIZE, 1), ((128, 128), 1), ((128, 128), 8)):
+        total, share = overhead(8 * rounds, size, chunk)
+        what = f"not model time, {size[0]} x {size[1]}, chunk {chunk}"
+        table.add_row(what, f"{100 * share:.1f} % of {total:.1f} ms: {share * total:.2f} ms", "< 5 %")
     Console().print(table)
 
 

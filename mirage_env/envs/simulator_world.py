@@ -28,7 +28,7 @@ PLAN_CELL_M = 0.05
 ROUNDING_M = 1e-4
 """Collisions are worked out in float32; less than this is not a hindrance."""
 
-_scene = lru_cache(maxsize=32)(make_scene)
+_scene = lru_cache(maxsize=128)(make_scene)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class SimulatorWorld:
         across, along = ((in_world.amax(0) - first) / PLAN_CELL_M).ceil().int().tolist()
         centres = torch.cartesian_prod(torch.arange(across) + 0.5, torch.arange(along) + 0.5).double() * PLAN_CELL_M
         in_scene = ((centres + first) @ rotation.T + shift).float()
-        fits = torch.cat([free(state.scene, some, BODY_RADIUS_M) for some in in_scene.split(8192)])
+        fits = torch.cat([free(state.scene, some, BODY_RADIUS_M) for some in in_scene.split(2048)])
         x, z = first.tolist()
         return FloorPlan(fits.reshape(across, along).numpy(), (x, z), PLAN_CELL_M)
 

@@ -13,6 +13,7 @@ from mirage_env.simulator.scene import Scene
 
 BODY_M = (0.2, 1.8)
 """Heights above the floor between which things are in the way."""
+MANY = 1000
 SUB_STEP_M = 0.05
 """A move is checked this often, so that it cannot jump through a wall."""
 MODES = ("slide", "stop", "none")
@@ -25,6 +26,10 @@ def free(scene: Scene, position_xz: Float[Tensor, "N 2"], radius: float) -> Bool
     """
     base, top = -scene.centre[:, 1] - scene.half[:, 1], -scene.centre[:, 1] + scene.half[:, 1]
     solid = (scene.mover < 0) & (base < BODY_M[1]) & (top > BODY_M[0])
+    if len(position_xz) > MANY:  # most things are far from places that lie together
+        reach = scene.half[:, [0, 2]].norm(dim=1, keepdim=True) + radius
+        away = scene.centre[:, [0, 2]] - scene.centre[:, [0, 2]].clamp(position_xz.amin(0), position_xz.amax(0))
+        solid &= (away.abs() <= reach).all(1)
     centre, half, yaw = scene.centre[solid], scene.half[solid], scene.yaw[solid]
     gap = position_xz[:, None] - centre[:, [0, 2]]
     cos, sin = yaw.cos(), yaw.sin()
