@@ -74,7 +74,10 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     # ---- Gymnasium --------------------------------------------------------------------------------------------------
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: Any = None,  # a whole number, N of them or None, or None; told apart here, in one sentence
+        options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Begins an episode in every environment, or in those of `options["reset_mask"]`."""
         seeds = self._seeds(seed)
@@ -186,7 +189,7 @@ class WalkVectorEnv(VectorEnv[Any, Any, np.ndarray]):
                 raise InvalidValueError(f"environment {i}: {error}") from None
         return given
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+    def _seeds(self, seed: Any) -> list[int | None]:
         if seed is None or isinstance(seed, (int, np.integer)):
             first = 0 if seed is None else check_count("seed", seed, least=0)
             return [None if seed is None else first + i for i in range(self.num_envs)]
