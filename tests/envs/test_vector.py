@@ -207,7 +207,11 @@ def test_bad_input_is_told_and_changes_nothing(box_room: MakeEnv) -> None:
             env.reset(options=options)
     with pytest.raises(InvalidValueError, match="seed must be one whole number or 3 of them, got 2"):
         env.reset(seed=[1, 2])
-    for seed, text in ((5.5, "seed must be one whole number or 3 of them, got 5.5"), (-1, "of at least 0, got -1"), ([1, 2, "a"], "got 'a'")):
+    for seed, text in (
+        (5.5, "seed must be one whole number or 3 of them, got 5.5"),
+        (-1, "of at least 0, got -1"),
+        ([1, 2, "a"], "got 'a'"),
+    ):
         with pytest.raises(InvalidValueError, match=text):
             env.reset(seed=seed)
     assert [env_.snapshot()[0] for env_ in env.envs] == episodes
