@@ -1,9 +1,9 @@
 """A memory of one's own: a postcard. It keeps the last picture and shows that to every camera. It wins nothing.
 
-python examples/custom_memory.py        held-out walks with it, beside the built-in memory and none
+python examples/custom_memory.py        scores it on a held-out walk, beside the model with its own memory and with none
 
-A package makes it known to presets, training and evaluation by an entry point in its pyproject.toml, and a preset names
-it by `memory: {kind: postcard, distance_m: 3.0}`:
+A package makes it known to presets, training and `mirage-env eval` by an entry point in its pyproject.toml, and a
+preset names it by `memory: {kind: postcard, distance_m: 2.0}`:
 
     [project.entry-points."mirage_env.memories"]
     postcard = "my_package:Postcard"
@@ -12,24 +12,19 @@ it by `memory: {kind: postcard, distance_m: 3.0}`:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mirage_env.evaluation.candidates import generate, with_memory
-from mirage_env.evaluation.scores import Judge
-from mirage_env.evaluation.suites import load_suite
 from mirage_env.memory import ChunkRecord, MemoryReading, State
-from mirage_env.memory.none import NoMemory
-from mirage_env.memory.protocol import AnyMemoryConfig, Encode
+from mirage_env.memory.protocol import MEMORIES, AnyMemoryConfig, Encode
 from mirage_env.types import Cameras, Readout
-from mirage_env.world_model import load_world
 
 
 @dataclass(frozen=True)
 class PostcardConfig(AnyMemoryConfig):
-    kind: Literal["postcard"] = "postcard"
+    kind: str = "postcard"
     distance_m: float = 3.0
 
 
@@ -63,21 +58,12 @@ class Postcard(nn.Module):
             return MemoryReading()
         blank = Readout.blank(cameras, state.tokens.shape[1])
         tokens = self.contrast * state.tokens.expand_as(blank.tokens)
-        everywhere = torch.ones_like(blank.visible)
-        depth = torch.full_like(blank.depth_m, self.config.distance_m)
+        everywhere, depth = torch.ones_like(blank.visible), torch.full_like(blank.depth_m, self.config.distance_m)
         return MemoryReading(Readout(tokens, everywhere, depth, blank.offset, torch.zeros_like(blank.index)))
 
 
 if __name__ == "__main__":
-    model = load_world()
-    answers = {
-        "latent": generate,
-        "postcard": with_memory(lambda _: Postcard()),
-        "none": with_memory(lambda _: NoMemory()),
-    }
-    for take in load_suite("novel-view").takes[:2]:
-        walk = take.walk(model.size)
-        judge = Judge.of(walk, model.latent_size)
-        for name, answer in answers.items():
-            values = judge.score(answer(model, walk)).values
-            print(f"{take.id:<14} {name:<9} {values['psnr_db']:.2f} dB, invented {values['invented_psnr_db']:.2f} dB")
+    from mirage_env.cli import app
+
+    MEMORIES["postcard"] = Postcard  # in place of an installed package
+    app(["eval", "run", "--scenes", "1", "--size", "64", "--with", "postcard", "--out", "eval/postcard"])

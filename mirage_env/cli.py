@@ -308,18 +308,19 @@ def _bench_endless(target: Path, chunks: int, full: bool, preset: str) -> None:
     import torch
     from rich.table import Table
 
-    from mirage_env.config import load_config
     from mirage_env.evaluation import endless
     from mirage_env.evaluation import memory_bench as measure
-    from mirage_env.world_model import Preset, load_world
+    from mirage_env.evaluation.candidates import latent_config
+    from mirage_env.memory import MemoryConfig
+    from mirage_env.world_model import load_world
 
     walks = []
-    scale, config = measure.FULL, load_config("wan2.2-ti2v-5b", Preset).memory
+    scale, config = measure.FULL, MemoryConfig(max_points=2**20, token_dtype="float16")
     if not full:
         small = load_world(preset, (64, 64), device="cpu")
         with _Meter("whole chunks", chunks, unit="chunks") as meter:
             walks.append(endless.whole_chunks(small, chunks, meter.update))
-        scale, config = measure.tiny(load_world(preset, device="cpu")), small.preset.memory
+        scale, config = measure.tiny(load_world(preset, device="cpu")), latent_config(small)
     with torch.inference_mode(), _Meter("memory alone", chunks, unit="chunks") as meter:
         walks.append(endless.memory_alone(scale, config, chunks, meter.update))
     for walk in walks:
@@ -389,7 +390,7 @@ def eval_run(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Results; name it again to go on. [dim]eval/SUITE[/]")
     ] = None,
-    ablations: Annotated[str, typer.Option("--with", help="Ablations beside the model, by name, with commas.")] = "",
+    ablations: Annotated[str, typer.Option("--with", help="Ablations or memories beside the model, with commas.")] = "",
     weights: Weights = None,
     beside: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER of weights trained otherwise, as one more row; repeatable.")
@@ -480,17 +481,19 @@ def eval_export(
 
 @evaluation.command("list")
 def eval_list() -> None:
-    """What can be evaluated: suites, and the ablations for --with."""
+    """What can be evaluated: suites, and the ablations and memories for --with."""
     from rich.table import Table
 
-    from mirage_env.evaluation.candidates import ABLATIONS, STANDARD
+    from mirage_env.evaluation.candidates import ABLATIONS, STANDARD, other_memory
     from mirage_env.evaluation.suites import load_suite, suite_names
+    from mirage_env.memory.protocol import memory_kinds
 
     table = Table.grid(padding=(0, 3))
     for name in suite_names():
         suite = load_suite(name)
         table.add_row("suite", f"[bold]{name}[/]", f"{len(suite.takes)} scenes, version {suite.version}: {suite.about}")
-    for kind, group in (("always", STANDARD), ("ablation", ABLATIONS)):
+    memories = {name: other_memory(name) for name in memory_kinds()}
+    for kind, group in (("always", STANDARD), ("ablation", ABLATIONS), ("memory", memories)):
         for name, candidate in group.items():
             table.add_row(kind, f"[bold]{name}[/]", candidate.about)
     out.print(table)

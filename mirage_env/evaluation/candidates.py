@@ -19,7 +19,7 @@ from mirage_env.evaluation.metrics import cells_to_pixels
 from mirage_env.evaluation.walk import Guess, Walk
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
 from mirage_env.memory.none import NoMemory
-from mirage_env.memory.protocol import ChunkRecord, Memory, State
+from mirage_env.memory.protocol import ChunkRecord, Memory, State, make_memory, memory_class, memory_kinds
 from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
 from mirage_env.perception.tiny import Perceived
 from mirage_env.types import Frames, Readout
@@ -70,6 +70,12 @@ def with_memory(make: Callable[[WorldModel], Memory]) -> Answer:
 def paper_memory(model: WorldModel) -> Memory:
     """Every admissible cell of every keyframe is added (Eq. 6), depth edges too; nothing is ever dropped."""
     return LatentMemory(MemoryConfig(write_rule="paper", reject_depth_edges=False))
+
+
+def unbounded_memory(model: WorldModel) -> Memory:
+    """As it is written, without a budget of points or of sky."""
+    config = latent_config(model)
+    return LatentMemory(replace(config, max_points=None, sky_points=2**40 if config.sky_points else 0))
 
 
 def rgb_memory(model: WorldModel) -> Memory:
@@ -217,6 +223,7 @@ REFERENCES = tuple(name for name in STANDARD if name not in ("model", "no-memory
 """What stands beside the frames of another system."""
 ABLATIONS = {
     "paper-write": Candidate("the paper's write rule: every cell is added", with_memory(paper_memory)),
+    "unbounded": Candidate("the memory has no budget: nothing is ever dropped", with_memory(unbounded_memory)),
     "rgb-memory": Candidate("colours are remembered, rendered and encoded at every read", with_memory(rgb_memory)),
     "pixel-lifted": Candidate("tokens lifted at pixel resolution", with_memory(pixel_lifted_memory)),
     "no-dynamic-filter": Candidate("moving things are remembered, too", generate_without_filter),
@@ -230,11 +237,21 @@ ABLATIONS = {
 
 
 def choose_ablations(names: list[str]) -> dict[str, Candidate]:
-    """The named ablations; raises `UnknownNameError` for one that does not exist."""
+    """The named ablations and memories (`memory_kinds`); raises `UnknownNameError` for one that does not exist."""
+    kinds = memory_kinds()
     for name in names:
-        if name not in ABLATIONS:
-            raise UnknownNameError("ablation", name, ABLATIONS)
-    return {name: ABLATIONS[name] for name in names}
+        if name not in ABLATIONS and name not in kinds:
+            raise UnknownNameError("ablation", name, {*ABLATIONS, *kinds})
+    return {name: ABLATIONS[name] if name in ABLATIONS else other_memory(name) for name in names}
+
+
+def other_memory(kind: str) -> Candidate:
+    """The same model and weights with a memory of another kind, yours too, as its defaults make it."""
+
+    def make(model: WorldModel) -> Memory:
+        return make_memory(memory_class(kind).config_class(), model.encode)
+
+    return Candidate(f'the memory "{kind}" in place of its own', with_memory(make), key=None)
 
 
 def other_model(model: WorldModel, folder: Path) -> Candidate:

@@ -174,15 +174,23 @@ MEMORIES: dict[str, Any] = {
 ENTRY_POINT_GROUP = "mirage_env.memories"
 
 
+def _plugins() -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def memory_kinds() -> list[str]:
+    """Every name that a preset may give: those of `MEMORIES` and of installed packages."""
+    return sorted({*MEMORIES, *_plugins()})
+
+
 def memory_class(kind: str) -> Any:
     """The class of that name; raises UnknownNameError for one that neither `MEMORIES` nor an entry point has."""
-    plugins = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if kind in MEMORIES:
         found = MEMORIES[kind]
-    elif kind in plugins:
+    elif kind in (plugins := _plugins()):
         found = plugins[kind].load()
     else:
-        raise UnknownNameError("memory", kind, {*MEMORIES, *plugins})
+        raise UnknownNameError("memory", kind, memory_kinds())
     if isinstance(found, str):
         module, name = found.split(":")
         return getattr(import_module(module), name)
