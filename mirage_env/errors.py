@@ -73,6 +73,16 @@ def check_size(size: Any) -> tuple[int, int]:
     return height, width
 
 
+def check_stride(size: tuple[int, int], stride: int) -> None:
+    """Raises `InvalidValueError`, with the nearest that works, where `stride` does not divide both sides."""
+    if any(side % stride or side <= 0 for side in size):
+        height, width = (max(stride, round(side / stride) * stride) for side in size)
+        raise InvalidValueError(
+            f"the picture size must be a multiple of {stride} pixels a side, got {size[0]} x {size[1]}; "
+            f"the nearest that works is {height} x {width}"
+        )
+
+
 def check_array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """The value as finite float32 of `shape` (-1 is any length), or `InvalidValueError`."""
     try:

@@ -27,7 +27,15 @@ from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig
 from mirage_env.denoise.pretrained import check_scheduler, load_denoiser
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.denoise.text import PromptEncoder
-from mirage_env.errors import InvalidValueError, WeightsError, check_array, check_count, check_number, check_size
+from mirage_env.errors import (
+    InvalidValueError,
+    WeightsError,
+    check_array,
+    check_count,
+    check_number,
+    check_size,
+    check_stride,
+)
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, camera_motion, check_cameras, intrinsics_from_fov
 from mirage_env.lockstep import in_step
 from mirage_env.memory.alignment import align_log_scale
@@ -186,13 +194,7 @@ class WorldModel:
         text: PromptEncoder | None = None,
     ):
         self.preset, self.size, self.device = preset, size, torch.device(device)
-        stride = codec.spatial_stride * denoiser.config.patch_size
-        if any(side % stride or side <= 0 for side in size):
-            nearest = [max(stride, round(side / stride) * stride) for side in size]
-            raise InvalidValueError(
-                f"the picture size must be a multiple of {stride} pixels a side, got {size[0]} x {size[1]}; "
-                f"the nearest that works is {nearest[0]} x {nearest[1]}"
-            )
+        check_stride(size, codec.spatial_stride * denoiser.config.patch_size)
         self.latent_size = codec.latent_size(size)
         resident = self.device if preset.offload == "none" else torch.device("cpu")
         self.codec = _for_inference(codec, resident, self.device)

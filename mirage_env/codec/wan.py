@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, W
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from mirage_env.errors import InvalidValueError
+from mirage_env.errors import InvalidValueError, check_stride
 from mirage_env.weights.checkpoint import part_bytes, part_config
 
 
@@ -160,12 +160,7 @@ class WanCodec(nn.Module):
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of pictures of `size` = (H, W); raises `InvalidValueError` if the stride does not divide them."""
         stride = self.spatial_stride
-        if any(side % stride or side <= 0 for side in size):
-            nearest = tuple(max(stride, round(side / stride) * stride) for side in size)
-            raise InvalidValueError(
-                f"the picture size must be a multiple of {stride} pixels a side, got {size[0]} x {size[1]}; "
-                f"the nearest that works is {nearest[0]} x {nearest[1]}"
-            )
+        check_stride(size, stride)
         return size[0] // stride, size[1] // stride
 
     def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,8 +117,8 @@ def save_adapter(
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Writes an adapter folder, whole or not at all; `about` says how it was trained."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging = folder.parent / f".{folder.name}-{os.getpid()}"
+    staging.mkdir(parents=True)
     try:
         state = transformer.state_dict()
         branch = {key: value.detach().to(dtype) for key, value in state.items() if key.startswith(BRANCH)}

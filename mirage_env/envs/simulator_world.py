@@ -15,7 +15,7 @@ from torch import Tensor
 from mirage_env.envs.actions import pose_from_matrix
 from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.envs.occupancy import BODY_RADIUS_M
-from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.errors import InvalidValueError, UnknownNameError, check_stride
 from mirage_env.geometry.poses import rigid, rotation_from_yaw_pitch_roll
 from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, Scene, free, make_scene, move, render, sample_trajectory
 from mirage_env.simulator.trajectories import SECONDS_PER_FRAME
@@ -55,12 +55,7 @@ class SimulatorWorld:
 
         Raises InvalidValueError and UnknownNameError.
         """
-        if any(side % CELL_PX for side in size):
-            nearest = tuple(max(CELL_PX, round(side / CELL_PX) * CELL_PX) for side in size)
-            raise InvalidValueError(
-                f"the picture size must be a multiple of {CELL_PX} pixels a side, got {size[0]} x {size[1]}; "
-                f"the nearest that works is {nearest[0]} x {nearest[1]}"
-            )
+        check_stride(size, CELL_PX)
         if family is not None and family not in (*FAMILIES, HELD_OUT_FAMILY):
             raise UnknownNameError("scene family", family, (*FAMILIES, HELD_OUT_FAMILY))
         self.size, self.family = size, family

@@ -13,7 +13,7 @@ from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.denoise.pretrained import LoraShape, load_denoiser
 from mirage_env.denoise.text import PromptEncoder
-from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.errors import InvalidValueError, WeightsError, check_stride
 from mirage_env.memory import make_memory
 from mirage_env.perception import ComposedConfig
 from mirage_env.training.adapter import AdapterLossConfig, AdapterStage, AdapterStageName
@@ -104,6 +104,7 @@ def fill_store(
     videos, preset = find_videos(source), public_preset(preset_name)
     assert isinstance(preset.perception, ComposedConfig) and preset.weights is not None
     check_extra("wan,video", "ftfy", "lmdb", "psutil", "transformers")
+    check_stride(config.size, preset.codec.spatial_stride * preset.denoiser.patch_size)
     place = torch.device(device)
     checkpoint, dtype = find(preset.weights), weight_dtype(place)
     codec = WanCodec.from_checkpoint(checkpoint, preset.codec, dtype).to(place).eval().requires_grad_(False)

@@ -16,9 +16,12 @@ from benchmarks.tiny_checkpoints import preset
 from mirage_env import cli
 from mirage_env.artefacts import write_video
 from mirage_env.cameras_io import write_realestate10k
+from mirage_env.errors import InvalidValueError
 from tests.released.clips import pictures, sideways
 
 pytest.importorskip("lmdb", reason="training on video needs mirage-env[video]")
+from mirage_env.training.full_size import fill_store
+from mirage_env.training.video import VideoConfig
 
 
 def command(*arguments: object) -> str:
@@ -44,7 +47,14 @@ def videos(tmp_path_factory) -> Path:
     return folder
 
 
-def test_videos_become_an_adapter_and_the_adapter_a_world(videos, checkpoint, tmp_path, monkeypatch):
+def test_a_size_that_the_backbone_cannot_take_is_told_before_any_work(videos, checkpoint, tmp_path):
+    config = VideoConfig((60, 96))
+    with pytest.raises(InvalidValueError, match=r"multiple of 32 pixels a side, got 60 x 96; .* is 64 x 96"):
+        fill_store(videos, tmp_path / "store", str(preset(tmp_path / "shape.yaml", checkpoint)), config, "cpu", 0, 1)
+    assert not (tmp_path / "store").exists()
+
+
+def test_videos_become_an_adapter_and_the_adapter_a_world(videos, checkpoint, tmp_path):
     shape, store, runs = preset(tmp_path / "shape.yaml", checkpoint), tmp_path / "store", tmp_path / "runs"
     options = ("--out", store, "--preset", shape, "--size", "64x96", "--chunks", 1, "--device", "cpu")
     for shard in ("1/2", "2/2", "2/2"):  # the third time there is nothing to do

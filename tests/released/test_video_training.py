@@ -108,6 +108,7 @@ def test_a_clip_is_what_the_networks_see_in_the_pictures(videos, store, codec):
     second = codec.encode_video(images[None, 8:17])[0, 1:]  # each chunk is a short video of its own
     torch.testing.assert_close(clip.latents[3:], second, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(clip.held[2], codec.encode(images[8:9])[0], atol=2e-3, rtol=2e-3)
+    assert clip.references == {0: [], 2: [0]}  # the first picture saw what the second chunk shows
     assert torch.equal(clip.held[1], clip.latents[1]) and clip.depth_m.shape == (3, *SIZE)
     assert np.abs(clip.rgb[1].astype(int) - rgb[8]).mean() < 4  # JPEG
     np.testing.assert_allclose(clip.cameras.world_from_camera[:, 0, 3], 0.02 * 4 * np.arange(5), atol=1e-6)
