@@ -331,8 +331,8 @@ class WorldModel:
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
 
     def _advance(self, state: WorldState, cameras: Cameras) -> Work[tuple[Frames, WorldState]]:
-        cameras = self._checked(cameras)
         stride = self.temporal_stride
+        cameras = self._checked(cameras, stride)
         grid = cameras.resized(self.latent_size)
         targets = grid[stride - 1 :: stride]
         past = state.history.cameras
@@ -494,11 +494,9 @@ class WorldModel:
         depth = depth_to_grid(known, record.static, self.latent_size)
         return LatentFrames(latents, depth, cameras.resized(self.latent_size)), self.memory.write(memory, record)
 
-    def _checked(self, cameras: Cameras) -> Cameras:
-        if len(cameras) == 0 or len(cameras) % self.temporal_stride:
-            raise InvalidValueError(
-                f"a chunk needs a positive multiple of {self.temporal_stride} cameras, got {len(cameras)}"
-            )
+    def _checked(self, cameras: Cameras, stride: int = 1) -> Cameras:
+        if len(cameras) == 0 or len(cameras) % stride:
+            raise InvalidValueError(f"a chunk needs a positive multiple of {stride} cameras, got {len(cameras)}")
         if tuple(cameras.size) != self.size:
             raise InvalidValueError(f"cameras must be of size {self.size}, got {tuple(cameras.size)}")
         poses, intrinsics = cameras.world_from_camera.float(), cameras.intrinsics_px.float()

@@ -75,10 +75,10 @@ def test_videos_become_an_adapter_and_the_adapter_a_world(videos, checkpoint, tm
     command("demo", "--preset", world, "--size", "64x96", "--frames", 4, "--chunk", 1, "--out", out, "--device", "cpu")
     assert (out / "rgb.mp4").stat().st_size and (out / "poses.json").exists()
 
-    options = {"preset": str(world), "size": (64, 96), "chunk": 1, "device": "cpu"}
+    options = {"preset": str(world), "size": (64, 96), "chunk": 2, "device": "cpu"}
     env, action = gymnasium.make("mirage_env:Mirage-v0", **options), [1.0, 0.0, 0.2]
     env.reset(seed=3)
-    env.step(action)
+    assert [env.step(action)[4]["generated"] for _ in range(3)] == [False, True, False]  # drafts in between
     env.unwrapped.save(tmp_path / "place.safetensors")
     expected = env.step(action)[0]
     again = gymnasium.make("mirage_env:Mirage-v0", world=str(tmp_path / "place.safetensors"), **options)
