@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, cast
@@ -18,7 +17,7 @@ from mirage_env.memory import make_memory
 from mirage_env.perception import ComposedConfig
 from mirage_env.training.adapter import AdapterLossConfig, AdapterStage, AdapterStageName
 from mirage_env.training.loop import Training
-from mirage_env.training.video import VideoClips, VideoConfig, VideoWriter, codec_hash, find_videos
+from mirage_env.training.video import Report, VideoClips, VideoConfig, VideoWriter, codec_hash, find_videos
 from mirage_env.weights.checkpoint import check_extra, find
 from mirage_env.world_model import Preset, weight_dtype
 
@@ -96,9 +95,9 @@ def fill_store(
     preset_name: str,
     config: VideoConfig,
     device: str,
-    shard: int,
-    shards: int,
-    report: Callable[[int, int, str], None],
+    shard: int = 0,
+    shards: int = 1,
+    report: Report = lambda done, total, note: None,
 ) -> dict[str, str]:
     """Turns the videos below `source` into a store, or one shard of it; returns what was skipped, and why."""
     videos, preset = find_videos(source), public_preset(preset_name)

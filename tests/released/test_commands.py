@@ -50,7 +50,7 @@ def videos(tmp_path_factory) -> Path:
 def test_a_size_that_the_backbone_cannot_take_is_told_before_any_work(videos, checkpoint, tmp_path):
     config = VideoConfig((60, 96))
     with pytest.raises(InvalidValueError, match=r"multiple of 32 pixels a side, got 60 x 96; .* is 64 x 96"):
-        fill_store(videos, tmp_path / "store", str(preset(tmp_path / "shape.yaml", checkpoint)), config, "cpu", 0, 1)
+        fill_store(videos, tmp_path / "store", str(preset(tmp_path / "shape.yaml", checkpoint)), config, "cpu")
     assert not (tmp_path / "store").exists()
 
 
