@@ -70,8 +70,7 @@ class FrameBlock(WanTransformerBlock):
         value = attention.to_v(text)
         if text.shape[1] == 1:  # attention over one token is that token's value, whatever the query
             return (attention.to_out[0](value),)
-        key = attention.norm_k(attention.to_k(text))
-        return key.unflatten(2, (attention.heads, -1)), value.unflatten(2, (attention.heads, -1))
+        return attention.norm_k(attention.to_k(text)), value
 
     def _read(self, x: Float[Tensor, "b l c"], words: Words) -> Float[Tensor, "b _ c"]:
         """Cross-attention, as `WanAttnProcessor` works it out."""
@@ -79,8 +78,8 @@ class FrameBlock(WanTransformerBlock):
             return words[0]
         attention = self.attn2
         query = attention.norm_q(attention.to_q(self.norm2(x.float()).type_as(x)))
-        query = query.unflatten(2, (attention.heads, -1))
-        seen = dispatch_attention_fn(query, *words, backend=attention.processor._attention_backend)
+        heads = (part.unflatten(2, (attention.heads, -1)) for part in (query, *words))
+        seen = dispatch_attention_fn(*heads, backend=attention.processor._attention_backend)
         return attention.to_out[0](seen.flatten(2, 3).type_as(query))
 
 

@@ -138,6 +138,7 @@ def train(
     """
     # autocast brings bfloat16 to RMSNorm weights in float32: right, only not in one kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of views: nothing here writes into one
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.ckpt.safetensors"
     optimizer = torch.optim.AdamW(stage.parameters().values(), betas=config.betas, weight_decay=config.weight_decay)
@@ -211,9 +212,7 @@ def train(
         stage.model.eval()
         card = {"stage": stage.name, "steps": step, "seconds": round(seconds + time.monotonic() - started)}
         card |= {"loop": asdict(config), "metrics": metrics or stage.validate()}
-        for module in stage.network().modules():
-            if isinstance(module, FSDPModule):
-                module.unshard()
+        _gather(stage.network(), keep=rank == 0)
         if rank == 0:
             stage.export(folder, card)
     if accelerator is not None:
@@ -239,6 +238,24 @@ def _as_the_first(accelerator: Accelerator, *flags: bool) -> list[bool]:
 def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a share; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _gather(network: nn.Module, keep: bool) -> None:
+    """Whole parameters, in main memory, in place of shares, for the process that keeps them; every one must take part.
+
+    To unshard would not do: a module that is asked for its state gives shares again. Afterwards it is no FSDP module
+    any more, which would look for its shares whenever it is moved.
+    """
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+            module.__class__ = type(module).__mro__[2]  # `fully_shard` has put FSDPModule in front of it
+    for module in network.modules():
+        for name, share in list(module.named_parameters(recurse=False)):
+            if isinstance(share, DTensor):
+                whole = _whole(share)
+                if keep:
+                    setattr(module, name, nn.Parameter(whole.cpu(), share.requires_grad))
 
 
 def _share(tensor: Tensor, like: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ def test_videos_become_an_adapter_and_the_adapter_a_world(videos, checkpoint, tm
     assert [env.step(action)[4]["generated"] for _ in range(3)] == [False, True, False]  # drafts in between
     env.unwrapped.save(tmp_path / "place.safetensors")
     expected = env.step(action)[0]
-    again = gymnasium.make("mirage_env:Mirage-v0", world=str(tmp_path / "place.safetensors"), **options)
+    again = gymnasium.make("mirage_env:Mirage-v0", **options)
     again.reset(seed=4)
+    again.unwrapped.restore(tmp_path / "place.safetensors")
     observed = again.step(action)[0]
     assert all(np.array_equal(observed[name], expected[name]) for name in expected)
