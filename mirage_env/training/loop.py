@@ -284,8 +284,10 @@ class _swapped:
 
     def _swap(self) -> None:
         for name, average in self.ema.items():
-            parameter = self.parameters[name]
-            parameter.data, self.ema[name] = average, parameter.data
+            trained = self.parameters[name].detach()
+            kept = trained.clone()
+            trained.copy_(average)  # in place: a share must stay where FSDP looks for it
+            average.copy_(kept)
 
     def __enter__(self) -> None:
         self._swap()

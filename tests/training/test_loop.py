@@ -7,8 +7,10 @@ from threading import Barrier
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.training import loop
@@ -118,6 +120,46 @@ def test_two_processes_do_what_one_does_that_accumulates(tmp_path, monkeypatch):
     alone, team = (load_file(tmp_path / name / "line.ckpt.safetensors") for name in ("alone", "team"))
     for key in alone:
         torch.testing.assert_close(alone[key], team[key])
+
+
+class Shares:
+    """FSDP 2 as accelerate lays it out, over a single process: parameters are `DTensor`s all the same."""
+
+    num_processes, process_index, distributed_type, device = 1, 0, "FSDP", torch.device("cpu")
+
+    def prepare(self, model, optimizer):
+        names = {id(p): name for name, p in model.named_parameters()}
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        for group in optimizer.param_groups:
+            group["params"] = [model.get_parameter(names[id(p)]) for p in group["params"]]
+        return model, optimizer
+
+    def wait_for_everyone(self):
+        pass
+
+
+def test_shares_are_saved_loaded_and_exported_whole(tmp_path, monkeypatch):
+    class State(LineFit):
+        def validate(self):
+            return {}
+
+        def export(self, folder, card):
+            save_file(self.model.to(torch.float64).state_dict(), folder / "line.safetensors")
+
+    monkeypatch.setattr(loop, "_as_the_first", lambda accelerator, *flags: flags)
+    assert train(State(), CONFIG, tmp_path / "whole")
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(State(stop_at=7), CONFIG, tmp_path / "shares", accelerator=Shares())
+        assert train(State(), CONFIG, tmp_path / "shares", accelerator=Shares())
+    finally:
+        distributed.destroy_process_group()
+    for name in ("line.ckpt.safetensors", "line.safetensors"):
+        whole, shares = (load_file(tmp_path / kind / name) for kind in ("whole", "shares"))
+        assert whole.keys() == shares.keys()
+        for key in whole:
+            torch.testing.assert_close(whole[key], shares[key])
 
 
 def test_it_learns_logs_and_exports_its_average(tmp_path):
