@@ -103,8 +103,9 @@ def by_command(config: RunConfig, workers: int, ray: bool) -> tuple[float, float
         seconds = time.perf_counter() - start
         found = RunFolder(out).status()
         ends = sorted(path.stat().st_mtime for path in out.glob("units/*/*.json"))
-        share = (len(ends) - workers) / len(ends)
-        return share * found.frames / (ends[-1] - ends[workers - 1]), seconds, found.bytes / found.frames
+        at_once = min(workers, os.cpu_count() or 1) if ray else workers  # ray starts no more than there are processors
+        share = (len(ends) - at_once) / len(ends)
+        return share * found.frames / (ends[-1] - ends[at_once - 1]), seconds, found.bytes / found.frames
 
 
 def table(arguments: argparse.Namespace, console: Console) -> None:
