@@ -22,6 +22,7 @@ from mirage_env.memory import MemoryReading, PastFrames
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import AnyMemoryConfig
+from mirage_env.memory.rgb import RgbMemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.training.clips import SKY, ClipStore
@@ -129,6 +130,18 @@ def test_a_memory_with_weights_trains_along(trained, store):
     again = Postcard()
     load_weights(folder / "memory.safetensors", again, "memory", codec_hash=codec_hash)
     assert again.contrast.item() == pytest.approx(postcard.contrast.item(), abs=1e-3)
+
+
+def test_a_memory_of_pictures_trains_the_denoiser_too(trained, store):
+    """It renders and encodes what it shows with the codec of the stage."""
+    folder, codec, codec_hash = trained
+    loss = WorldLossConfig(batch=2, chunks=(1, 2), keyframe_stride=2)
+    stage = WorldStage(DENOISER, loss, RgbMemoryConfig(), [store], codec, codec_hash, EYE, held_out=2)
+    condition, _ = stage.chunks(0, np.array([1, 3]), overlap=3, n=2, rng=None)
+    assert bool(condition.readout.any())
+    first = stage.model.transformer.proj_out.weight.detach().clone()
+    assert train(stage, LOOP, folder)
+    assert not torch.equal(first, stage.model.transformer.proj_out.weight)
 
 
 class Whisper(torch.nn.Module):
