@@ -81,7 +81,8 @@ def unbounded_memory(model: WorldModel) -> Memory:
 def rgb_memory(model: WorldModel) -> Memory:
     """A point cloud of the same keyframes' pixels, written by the same rule; nothing is ever dropped."""
     config = latent_config(model)
-    return RgbMemory(RgbMemoryConfig(write_rule=config.write_rule, depth_downsample="nearest"), model.encode)
+    rule = RgbMemoryConfig(write_rule=config.write_rule, same_surface=config.same_surface, depth_downsample="nearest")
+    return RgbMemory(rule, model.encode)
 
 
 class PixelLiftedMemory(LatentMemory):

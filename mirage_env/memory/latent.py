@@ -15,13 +15,14 @@ from mirage_env.geometry.poses import check_cameras
 from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
 from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Encode, MemoryReading, State
-from mirage_env.memory.splat import Cloud, frontmost, splat_many
+from mirage_env.memory.splat import Cloud, check_kinds, frontmost, splat_many
 from mirage_env.types import Cameras, Readout
 
 WriteRule = Literal["paper", "novel"]
 SKY_M = 1e3
 """Depth at which the sky is shown: no step of a walk shifts it."""
 TokenDtype = Literal["float16", "float32", "uint8"]
+_KINDS = (("points", 2, torch.float32), ("footprint_m", 1, torch.float32), ("ids", 1, torch.int64))
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class MemoryState(State):
 
     def __post_init__(self) -> None:
         count = len(self.points)
+        for name, dims, dtype in _KINDS:
+            rows = getattr(self, name)
+            if rows.dim() != dims or rows.dtype != dtype:
+                got = f"{rows.dtype} of shape {tuple(rows.shape)}"
+                raise InvalidValueError(f"memory {name} must be {dtype} of {dims} dimension(s), got {got}")
+        if self.points.shape[1] != 3 or self.tokens.dim() != 2:
+            raise InvalidValueError(
+                f"a memory needs points (N, 3) and tokens (N, C), got {tuple(self.points.shape)} and "
+                f"{tuple(self.tokens.shape)}"
+            )
         for name in ("tokens", "footprint_m", "ids"):
             rows = len(getattr(self, name))
             if rows != count:
@@ -149,7 +160,10 @@ class LatentMemory:
 
     def read_many(self, states: Sequence[MemoryState], cameras: Sequence[Cameras]) -> list[MemoryReading]:
         """`read` of many worlds of one grid size, each at its own cameras, in one call of the kernel."""
-        shown = self._splat(states, [check_cameras(views) for views in cameras])
+        for state, views in zip(states, cameras, strict=True):
+            check_kinds(Cloud(state.points, state.tokens, state.ids), views)
+            check_cameras(views)
+        shown = self._splat(states, cameras)
         if self._sky is None:
             return [MemoryReading(one) for one in shown]
         skies = [state.sky or self._sky.empty(state.channels, state.points.device) for state in states]

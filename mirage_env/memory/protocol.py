@@ -113,7 +113,10 @@ class State(ABC):
             elif f.name not in leaves:
                 raise InvalidValueError(f'a {cls.__name__} needs the tensor "{f.name}"; got {sorted(leaves)}')
             else:
-                values[f.name] = int(leaves[f.name]) if hints[f.name] is int else leaves[f.name]
+                leaf, whole = leaves[f.name], hints[f.name] is int
+                if whole and (leaf.dim() or leaf.is_floating_point()):
+                    raise InvalidValueError(f'"{f.name}" of a {cls.__name__} must be one whole number, got {leaf}')
+                values[f.name] = int(leaf) if whole else leaf
                 unknown.discard(f.name)
         if unknown:
             raise InvalidValueError(f'a {cls.__name__} holds no tensor "{sorted(unknown)[0]}"')

@@ -54,8 +54,8 @@ def load_memory(path: str | Path, memory: Memory, codec: str) -> Any:
         )
     if about["codec"] != codec:
         raise WeightsError(
-            f"{source} was written with the codec {about['codec'][:12]}, but the codec in use is {codec[:12]}; "
-            "load it with the weights that it was saved with"
+            f"{source} was written with the codec {about['codec']}, but the codec in use is {codec}; load it with the "
+            "weights that it was saved with"
         )
     try:
         return memory.state_class.from_tensors(leaves)

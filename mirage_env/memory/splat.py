@@ -66,7 +66,9 @@ def splat_many(clouds: Sequence[Cloud], cameras: Sequence[Cameras], same_surface
         raise InvalidValueError(f"{len(clouds)} clouds need as many lists of cameras, got {len(cameras)}")
     pairs = list(zip(clouds, cameras, strict=True))
     for cloud, views in pairs:
-        _check(cloud, views, same_surface)
+        check_kinds(cloud, views)
+        if same_surface and cloud.footprint_m is None:
+            raise InvalidValueError("points of one surface are told apart by their footprints; pass footprint_m")
     if len({(views.size, cloud.points.device) for cloud, views in pairs}) > 1:
         raise InvalidValueError("clouds that are read together need cameras of one size, and one device")
     scenes = [_scene(cloud.points, cloud.ids, views, cloud.footprint_m, same_surface) for cloud, views in pairs]
@@ -128,10 +130,9 @@ def _readout(cloud: Cloud, index: Tensor, offset: Tensor, depth: Tensor) -> Read
     return Readout(shown.float(), visible, depth, offset, index)
 
 
-def _check(cloud: Cloud, cameras: Cameras, same_surface: float) -> None:
+def check_kinds(cloud: Cloud, cameras: Cameras) -> None:
+    """Raises InvalidValueError where devices or dtypes are mixed."""
     poses, k = cameras.world_from_camera, cameras.intrinsics_px
-    if same_surface and cloud.footprint_m is None:
-        raise InvalidValueError("points of one surface are told apart by their footprints; pass footprint_m")
     devices = {str(x.device) for x in (*cloud, poses, k) if x is not None}
     if len(devices) > 1:
         raise InvalidValueError(f"points, tokens, ids and cameras must share a device, got {sorted(devices)}")

@@ -120,18 +120,79 @@ def test_no_views_and_no_frames() -> None:
     assert memory.write(state, record(at())) is state
 
 
-def test_a_budget_of_nothing() -> None:
-    with pytest.raises(InvalidValueError, match="max_points must be at least 1, got 0; use null for no budget"):
-        MemoryConfig(max_points=0)
+@settings(max_examples=30, deadline=None)
+@given(
+    views=st.integers(0, 3),
+    writes=st.integers(0, 3),
+    frames=st.integers(0, 2),
+    rule=st.sampled_from(["paper", "novel"]),
+    share=st.sampled_from([0.0, 0.02, 0.5]),
+    sky=st.sampled_from([0, 5]),
+    inside=st.booleans(),
+)
+def test_any_numbers_of_views_points_and_frames(
+    views: int, writes: int, frames: int, rule: str, share: float, sky: int, inside: bool
+) -> None:
+    """None of either, too, and cameras that stand in a point."""
+    memory = LatentMemory(MemoryConfig(write_rule=rule, same_surface=share, sky_points=sky))  # type: ignore[arg-type]
+    state = memory.empty(2)
+    for step in range(writes):
+        told = record(at(*[(0.1 * step, 0.0, 0.0)] * frames), 2.0)
+        told.sky[:, :4] = True
+        state = memory.write(state, told)
+    assert (len(state) > 0) == (writes > 0 and frames > 0)
+    places = state.points[:1].tolist() * views if inside and len(state) else [(0.0, 0.0, 0.0)] * views
+    cameras = at(*map(tuple, places)).resized(GRID)
+    shown = memory.read(state, cameras).grid
+    assert shown is not None and shown.tokens.shape == (views, 2, *GRID)
+    if views:
+        assert len(state) or not bool(shown.visible.any())
+        assert bool((shown.depth_m[shown.visible] > 0).all())
+
+
+@given(st.integers(-(2**40), 0))
+def test_a_budget_of_nothing(budget: int) -> None:
+    with pytest.raises(InvalidValueError, match=f"max_points must be at least 1, got {budget}; use null for no budget"):
+        MemoryConfig(max_points=budget)
+
+
+OTHER_KINDS = st.sampled_from([torch.float16, torch.bfloat16, torch.float64])
+GEOMETRY = st.sampled_from(["depth_m", "world_from_camera", "intrinsics_px"])
+
+
+def changed(told: ChunkRecord, name: str, to: str | torch.dtype) -> ChunkRecord:
+    if name in ("world_from_camera", "intrinsics_px"):
+        return replace(told, cameras=replace(told.cameras, **{name: getattr(told.cameras, name).to(to)}))
+    return replace(told, **{name: getattr(told, name).to(to)})
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_mixed_devices_and_dtypes() -> None:
+@settings(max_examples=30, deadline=None)
+@given(GEOMETRY, OTHER_KINDS, st.booleans())
+def test_mixed_dtypes(name: str, kind: torch.dtype, empty: bool) -> None:
     memory, good = LatentMemory(), record(at((0.0, 0.0, 0.0)))
+    state = memory.empty(2) if empty else memory.write(memory.empty(2), good)
+    bad = changed(good, name, kind)
+    names = sorted({"float32", str(kind).removeprefix("torch.")})
+    with pytest.raises(InvalidValueError, match=rf"must be float32, got \{names}; call \.float\(\)"):
+        memory.write(state, bad)
+    if name != "depth_m":
+        with pytest.raises(InvalidValueError, match=rf"must be float32, got \{names}; call \.float\(\)"):
+            memory.read(state, bad.cameras.resized(GRID))
+
+
+@pytest.mark.usefixtures("unchecked")
+@settings(max_examples=30, deadline=None)
+@given(GEOMETRY | st.sampled_from(["latents", "sky", "dynamic"]), st.booleans())
+def test_mixed_devices(name: str, empty: bool) -> None:
+    memory, good = LatentMemory(), record(at((0.0, 0.0, 0.0)))
+    state = memory.empty(2) if empty else memory.write(memory.empty(2), good)
+    bad = changed(good, name, "meta")
     with pytest.raises(InvalidValueError, match=r"must share a device, got \['cpu', 'meta'\]"):
-        memory.write(memory.empty(2), replace(good, depth_m=good.depth_m.to("meta")))
-    with pytest.raises(InvalidValueError, match=r"must be float32, got \['float32', 'float64'\]; call \.float\(\)"):
-        memory.write(memory.empty(2), replace(good, depth_m=good.depth_m.double()))
+        memory.write(state, bad)
+    if name in ("world_from_camera", "intrinsics_px"):
+        with pytest.raises(InvalidValueError, match=r"must share a device, got \['cpu', 'meta'\]"):
+            memory.read(state, bad.cameras.resized(GRID))
 
 
 # On disk
@@ -147,11 +208,22 @@ def test_a_saved_memory_comes_back(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_a_memory_of_another_codec_names_both(tmp_path: Path) -> None:
+@settings(max_examples=20, deadline=None)
+@given(st.text("abc/.-", max_size=70), st.text("abc/.-", max_size=70))
+def test_a_memory_of_another_codec_names_both(tmp_path_factory, one: str, other: str) -> None:
+    path, memory = tmp_path_factory.mktemp("codecs") / "m", LatentMemory()
+    save_memory(path, memory, memory.empty(2), one)
+    if one == other:
+        assert len(load_memory(path, memory, other)) == 0
+        return
+    with pytest.raises(WeightsError) as refused:
+        load_memory(path, memory, other)
+    assert f"was written with the codec {one}, but the codec in use is {other};" in str(refused.value)
+
+
+def test_another_kind_of_memory_is_told(tmp_path: Path) -> None:
     memory = LatentMemory()
     save_memory(tmp_path / "m", memory, memory.empty(2), "codec-a")
-    with pytest.raises(WeightsError, match="was written with the codec codec-a, but the codec in use is codec-b"):
-        load_memory(tmp_path / "m", memory, "codec-b")
     with pytest.raises(WeightsError, match='holds a "latent" memory, but this world\'s is "none"'):
         load_memory(tmp_path / "m", NoMemory(), "codec-a")
 
@@ -175,6 +247,29 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path_factory, share: floa
         assert isinstance(load_memory(folder / "m", memory, "codec-a"), MemoryState)
     except MirageError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("points", torch.zeros(1, 2), r"points \(N, 3\) and tokens \(N, C\), got \(1, 2\)"),
+        ("points", torch.zeros(1, 3, dtype=torch.int32), "memory points must be torch.float32 .* got torch.int32"),
+        ("ids", torch.zeros(1, 1, dtype=torch.int64), r"memory ids must be torch.int64 of 1 .* shape \(1, 1\)"),
+        ("tokens", torch.zeros(2, 2), "one row of tokens a point, got 2 for 1"),
+        ("next_id", torch.tensor([7, 8]), '"next_id" of a MemoryState must be one whole number'),
+        ("next_id", torch.tensor(1.5), '"next_id" of a MemoryState must be one whole number'),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_file_with_wrong_contents_is_refused(tmp_path: Path, name: str, value: torch.Tensor, why: str) -> None:
+    from safetensors.torch import save_file
+
+    memory = LatentMemory()
+    good = MemoryState(torch.ones(1, 3), torch.ones(1, 2), torch.ones(1), torch.zeros(1, dtype=torch.int64), 1)
+    about = {"mirage_memory": '{"format": 1, "memory": "latent", "codec": "a"}'}
+    save_file(good.tensors() | {name: value}, tmp_path / "m", about)
+    with pytest.raises(WeightsError, match=f"m is damaged: .*{why}"):
+        load_memory(tmp_path / "m", memory, "a")
 
 
 def test_no_file_a_foreign_file_and_nowhere_to_write(tmp_path: Path) -> None:
