@@ -1,7 +1,8 @@
 """The vector environment beside single ones in turn, what is not model time, and what snapshots and forks cost.
 
 python benchmarks/vector.py
-python benchmarks/vector.py --most 8 --rounds 3 --steps 2000
+python benchmarks/vector.py --most 8 --rounds 3 --steps 4000
+python benchmarks/vector.py --most 0 --forks 0 --steps 100000
 """
 
 from __future__ import annotations
@@ -142,24 +143,26 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def long_run(steps: int) -> tuple[float, float, int]:
-    """Resident MiB after a fifth of the steps and after all, episodes of 20; and how many more files are open."""
+def long_run(steps: int, points: int = 10) -> list[tuple[int, float, int]]:
+    """(steps, resident MiB, open files) along a long run of four environments in episodes of 20; the first tenth, in
+    which caches fill, is the start."""
     env = gym.make_vec("Mirage-v0", num_envs=4, size=SIZE, max_episode_steps=20)
     env.reset(seed=0)
-    files = len(os.listdir("/proc/self/fd"))
-    early = 0.0
-    for step in range(steps // 4):
+    curve = []
+    for step in range(1, steps // 4 + 1):
         env.step(walk(4, step))
-        if step == steps // 20:
-            early = resident_mib()
-    return early, resident_mib(), len(os.listdir("/proc/self/fd")) - files
+        if step % max(1, steps // 4 // points) == 0:
+            curve.append((4 * step, resident_mib(), len(os.listdir("/proc/self/fd"))))
+    return curve
 
 
 def main(
     most: Annotated[int, typer.Option(help="The largest number of environments.")] = 32,
     rounds: Annotated[int, typer.Option(help="Rounds of each measurement.")] = 5,
     forks: Annotated[int, typer.Option(help="Branches, of ten chunks each.")] = 16,
-    steps: Annotated[int, typer.Option(help="Steps of the long run; 0 leaves it out.")] = 0,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the long run: the bar is 100000, an hour; 4000 take minutes; 0 leaves it out.")
+    ] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
 ) -> None:
     """Prints one table."""
@@ -174,12 +177,19 @@ def main(
         bar = ">= 10 steps/s" if count in (1, 8) else "never slower"
         table.add_row(f"{count} envs", f"{turn:.1f} in turn, {once:.1f} together ({once / turn:.2f} x)", bar)
         count *= 2
-    both, extra = snapshots(forks)
-    table.add_row("snapshot + restore, 128 x 128", f"{both:.2f} ms", "< 10 ms")
-    table.add_row(f"a branch of {forks} beyond its own points", f"{extra / 2**20:.2f} MiB", "< 1 MB")
+    if forks:
+        both, extra = snapshots(forks)
+        table.add_row("snapshot + restore, 128 x 128", f"{both:.2f} ms", "< 10 ms")
+        table.add_row(f"a branch of {forks} beyond its own points", f"{extra / 2**20:.2f} MiB", "< 1 MB")
     if steps:
-        early, late, files = long_run(steps)
-        table.add_row(f"{steps} steps", f"{early:.0f} to {late:.0f} MiB, {files:+d} files", "within 2 %, +0")
+        curve = long_run(steps)
+        early, late = curve[0], curve[-1]
+        table.add_row(
+            f"steps {early[0]} to {late[0]}, resets every 20",
+            f"{' '.join(f'{mib:.0f}' for _, mib, _ in curve)} MiB ({100 * (late[1] / early[1] - 1):+.1f} %), "
+            f"{late[2] - early[2]:+d} files",
+            "within 2 %, +0",
+        )
     for size, chunk in ((SIZE, 1), ((128, 128), 1), ((128, 128), 8)):
         total, share = overhead(8 * rounds, size, chunk)
         what = f"not model time, {size[0]} x {size[1]}, chunk {chunk}"
