@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mirage_env.agents.config import AgentConfig, WorldConfig
 from mirage_env.agents.explorer import ExplorerAgent
@@ -85,12 +86,20 @@ def film(
     make: Callable[[WalkEnv], Agent], world: WorldConfig, seed: int, path: Path, fps: float = 5.0
 ) -> dict[str, float]:
     """One episode as a video, the map beside the picture; returns its scores."""
+    scores, frames = filmed(make, world, seed)
+    with whole_file(path) as partial:
+        write_video(partial, frames, fps=fps)
+    return scores
+
+
+def filmed(
+    make: Callable[[WalkEnv], Agent], world: WorldConfig, seed: int
+) -> tuple[dict[str, float], UInt8[np.ndarray, "T H W 3"]]:
+    """Scores of one episode and what it rendered at every moment, the map beside the picture."""
     env: Any = make_env(world, render_mode="rgb_array", render_map=True)
     frames: list[np.ndarray] = []
     try:
         scores = run_episode(env, make(env.unwrapped), seed, lambda: frames.append(env.render()))
     finally:
         env.close()
-    with whole_file(path) as partial:
-        write_video(partial, np.stack(frames), fps=fps)
-    return scores
+    return scores, np.stack(frames)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_env.agents.config import AgentConfig, PPOConfig, WorldConfig
-from mirage_env.agents.evaluation import evaluate, film, make_agent
+from mirage_env.agents.evaluation import evaluate, filmed, make_agent
 from mirage_env.agents.simple import ConstantAgent
 from mirage_env.agents.worlds import PICTURES, draw_pool, make_env
 from mirage_env.artefacts import prepare_folder, write_text
@@ -41,6 +41,7 @@ METHODS = {
 LEARNED = ("dream", "simulator", "drafts", "blind")
 SCRIPTED = ("explorer", "constant")
 """They draw nothing: the first seed says it all."""
+SHEET_MOMENTS = 6
 Report = Callable[[str, int, int, dict[str, float]], None]
 """(cell, done, total, latest values)"""
 
@@ -301,16 +302,33 @@ def write_report(config: ProofConfig, folder: Path) -> Path:
 
 
 def film_cells(config: ProofConfig, folder: Path, episode: int = 0) -> list[Path]:
-    """A video of the first seed of every method that is done, in one episode of held-out scenes."""
+    """A video of the first seed of every method that is done, in one episode of held-out scenes, and for each task
+    `episodes.jpg`, a row a method."""
+    from mirage_env.artefacts import whole_file, write_video
+    from mirage_env.contact_sheet import Strip, contact_sheet
+
     paths = []
     for task in config.tasks:
-        for method in (*LEARNED, "explorer"):
+        strips = []
+        for method in (*LEARNED, "explorer", "random"):
             cell = folder / task / method / f"seed-{config.seeds[0]}"
-            if method in config.methods and (cell / "scores.json").is_file():
-                agent = agent_config(config, folder, task, method, config.seeds[0])
-                name = "ppo" if method in LEARNED else method
-                paths.append(cell / "episode.mp4")
-                film(lambda env, n=name, a=agent, c=cell: make_agent(n, a, env, c), agent.test, episode, paths[-1])
+            if method not in config.methods or not (cell / "scores.json").is_file():
+                continue
+            agent = agent_config(config, folder, task, method, config.seeds[0])
+            name = "ppo" if method in LEARNED else method
+            scores, frames = filmed(lambda env, n=name, a=agent, c=cell: make_agent(n, a, env, c), agent.test, episode)
+            paths.append(cell / "episode.mp4")
+            with whole_file(paths[-1]) as partial:
+                write_video(partial, frames, fps=5.0)
+            moments = np.linspace(0, len(frames) - 1, SHEET_MOMENTS).round().astype(int)
+            label = f"trained: {method}" if method in LEARNED else method
+            strips.append(Strip(label, f"{METRIC[task]} {scores[METRIC[task]]:.3g}", frames[moments]))
+        if strips:
+            sheet = contact_sheet(strips, title=f"{task} in the true world", picture_px=128,
+                                  subtitle=f"one held-out scene, {SHEET_MOMENTS} moments from start to end")  # fmt: skip
+            paths.append(folder / task / "episodes.jpg")
+            with whole_file(paths[-1]) as partial:
+                sheet.save(partial, "JPEG", quality=82)
     return paths
 
 
