@@ -324,8 +324,8 @@ def film_cells(config: ProofConfig, folder: Path, episode: int = 0) -> list[Path
             label = f"trained: {method}" if method in LEARNED else method
             strips.append(Strip(label, f"{METRIC[task]} {scores[METRIC[task]]:.3g}", frames[moments]))
         if strips:
-            sheet = contact_sheet(strips, title=f"{task} in the true world", picture_px=128,
-                                  subtitle=f"one held-out scene, {SHEET_MOMENTS} moments from start to end")  # fmt: skip
+            about = f"one held-out scene, {SHEET_MOMENTS} moments from start to end"
+            sheet = contact_sheet(strips, title=f"{task} in the true world", subtitle=about, picture_px=128)
             paths.append(folder / task / "episodes.jpg")
             with whole_file(paths[-1]) as partial:
                 sheet.save(partial, "JPEG", quality=82)
