@@ -55,6 +55,8 @@ class ProofConfig:
     tasks: tuple[str, ...] = ("explore", "point_goal")
     task_kwargs: dict[str, Any] = field(default_factory=dict)
     """One mapping a task."""
+    task_worlds: dict[str, Any] = field(default_factory=dict)
+    """More arguments of `gym.make`, one mapping a task."""
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 100
@@ -155,7 +157,8 @@ def _claimed(cell: Path) -> Iterator[bool]:
 
 def agent_config(config: ProofConfig, folder: Path, task: str, method: str, seed: int) -> AgentConfig:
     """The agent of a cell: where it learns and where it is examined."""
-    kwargs = {**config.kwargs, "task": task, "task_kwargs": config.task_kwargs.get(task, {})}
+    own = config.task_worlds.get(task, {})
+    kwargs = {**config.kwargs, **own, "task": task, "task_kwargs": config.task_kwargs.get(task, {})}
     names = list(kwargs.get("obs", ("rgb", "depth_u8")))
     kwargs["obs"] = [*names, "goal"] if task == "point_goal" and "goal" not in names else names
     if method == "blind":

@@ -100,7 +100,9 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         depth_range_m: observed depth is clipped to (near, far), in metres.
         chunk, feedback: as above.
         task, task_kwargs: a name or an instance, see `mirage_env.envs.tasks`.
-        collision: "slide", "stop" or "none", for a body of 0.2 m radius.
+        collision: "slide", "stop", "none" or "seen", for a body of 0.2 m radius. With "seen" it slides and enters
+            nothing that was never seen: in a generated world what is behind the camera is not there yet, and an agent
+            that is paid for new space learns to walk backwards through all walls.
         max_episode_steps: truncate after so many steps; None never does.
         render_mode: "rgb_array" or "depth_array" (float32 metres); Gymnasium adds "human" and lists.
         render_map: put the map beside the picture of "rgb_array": what is known to be free and solid, the path, the

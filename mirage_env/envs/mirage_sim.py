@@ -10,7 +10,7 @@ from gymnasium.utils import EzPickle
 
 from mirage_env.envs.env import Episode, WalkEnv
 from mirage_env.envs.floor_plan import FloorPlan
-from mirage_env.envs.simulator_world import SimulatorWorld
+from mirage_env.envs.simulator_world import SimulatorState, SimulatorWorld
 from mirage_env.envs.world import SceneSpec
 from mirage_env.errors import InvalidValueError, check_size
 
@@ -54,12 +54,22 @@ class MirageSimEnv(WalkEnv):
         return scene, {"scene_seed": seed, "family": self.world.family_of(seed), **about}
 
     def move(self, episode: Episode, target: tuple[float, float]) -> tuple[float, float]:
-        """As far as the true geometry lets the body go."""
-        return self.world.move(episode.world, (episode.pose.x, episode.pose.z), target, self.collision)
+        """As far as the true geometry lets the body go; with `collision="seen"`, only where something was seen."""
+        return truly_moved(self.world, episode.world, episode, target, self.collision)
 
     def plan(self, episode: Episode) -> FloorPlan:
         """Where the true geometry lets the body be."""
         return self.world.plan(episode.world)
+
+
+def truly_moved(
+    world: SimulatorWorld, state: SimulatorState, episode: Episode, target: tuple[float, float], mode: str
+) -> tuple[float, float]:
+    """Where a body gets to on its way to `target` among true things."""
+    here = (episode.pose.x, episode.pose.z)
+    if mode == "seen":
+        target, mode = episode.occupancy.move(here, target, mode), "slide"
+    return world.move(state, here, target, mode)
 
 
 def draw_scene_seed(options: Mapping[str, Any], fixed: int | None, np_random: np.random.Generator) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from mirage_env.envs.env import Episode, WalkEnv
 from mirage_env.envs.floor_plan import FloorPlan
-from mirage_env.envs.mirage_sim import check_scene_seed, draw_scene_seed
+from mirage_env.envs.mirage_sim import check_scene_seed, draw_scene_seed, truly_moved
 from mirage_env.envs.simulator_world import SimulatorState, SimulatorWorld
 from mirage_env.envs.world import SceneSpec, World
 from mirage_env.errors import UnknownNameError, check_size
@@ -127,8 +127,7 @@ class MirageTwinEnv(WalkEnv):
         """As far as the world that judges lets the body go."""
         if self.judge == "dream":
             return super().move(episode, target)
-        start = (episode.pose.x, episode.pose.z)
-        return self.world.truth.move(episode.world.truth, start, target, self.collision)
+        return truly_moved(self.world.truth, episode.world.truth, episode, target, self.collision)
 
     def plan(self, episode: Episode) -> FloorPlan:
         return super().plan(episode) if self.judge == "dream" else self.world.truth.plan(episode.world.truth)

@@ -27,7 +27,7 @@ RANGE_M = 8.0
 BODY_RADIUS_M = 0.2
 BODY_M = (0.2, 1.8)
 """The body that must fit: an upright cylinder between these heights above the floor."""
-COLLISION_MODES = ("slide", "stop", "none")
+COLLISION_MODES = ("slide", "stop", "none", "seen")
 UNKNOWN, FREE, SOLID = 0, 1, 2
 """Values of `top_down_map` and `map_around`."""
 AROUND_CELLS, AROUND_CELL_M = 32, 0.25
@@ -149,7 +149,9 @@ class Occupancy:
         """Where a body at `start` gets to on its straight way to `target`; (x, z) in metres.
 
         `stop` halts before the first solid voxel, `slide` goes on along the axis that is still free, `none` goes
-        through. A body that stands in solid voxels already (a depth error, say) may move wherever that gets no worse.
+        through; `seen` slides, and where nothing was seen is solid, too: nobody walks backwards through a wall that is
+        not generated yet. A body that stands in solid voxels already (a depth error, say) may move wherever that gets
+        no worse.
         Raises UnknownNameError for another mode.
         """
         if mode not in COLLISION_MODES:
@@ -158,11 +160,11 @@ class Occupancy:
         pieces = math.ceil(math.hypot(dx, dz) / (0.5 * VOXEL_M))
         if mode == "none" or pieces == 0:
             return target
-        around = self._solids(start, target)
+        around = self._solids(start, target, unseen=mode == "seen")
         if not around.count.any():
             return target
         ways = [(dx / pieces, dz / pieces)]
-        if mode == "slide":
+        if mode != "stop":
             ways += [(ways[0][0], 0.0), (0.0, ways[0][1])]
         (x, z), hindered = start, False
         shared = around.overlap(x, z)
@@ -231,14 +233,18 @@ class Occupancy:
                     window[low_x - left :, low_z - near :][: piece.shape[0], : piece.shape[1]] = piece
         return window
 
-    def _solids(self, start: tuple[float, float], target: tuple[float, float]) -> _Solids:
-        """The solid voxels of every column that a body may touch on its way."""
+    def _solids(self, start: tuple[float, float], target: tuple[float, float], unseen: bool = False) -> _Solids:
+        """The solid voxels of every column that a body may touch on its way; `unseen` adds one where nothing was
+        seen."""
         reach = math.ceil(BODY_RADIUS_M / VOXEL_M) + 1
         low, high = np.minimum(start, target), np.maximum(start, target)
         left, near = np.clip(np.floor((low + EXTENT_M) / VOXEL_M) - reach, 0, _SIDE).astype(int).tolist()
         right, far = np.clip(np.floor((high + EXTENT_M) / VOXEL_M) + reach + 1, 0, _SIDE).astype(int).tolist()
         window = self._window(left, near, max(left, right), max(near, far), _BODY_LAYERS)
-        count = (_MEANING[window] == SOLID).sum(2)
+        meaning = _MEANING[window]
+        count = (meaning == SOLID).sum(2)
+        if unseen:
+            count += (meaning == UNKNOWN).all(2)
         return _Solids(count, left + np.arange(len(count)) + 0.5, near + np.arange(count.shape[1]) + 0.5)
 
     def _sightings(self, frames: Frames, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -114,8 +114,17 @@ def test_collisions(room: Occupancy) -> None:
     assert room.move((0.0, 2.0), (0.0, 9.0), "none") == (0.0, 9.0)
     assert room.move((0.0, 2.0), (0.5, 2.5), "slide") == (0.5, 2.5)  # exactly, when nothing is in the way
     assert room.move((1.0, 1.0), (1.0, 1.0), "slide") == (1.0, 1.0)
-    with pytest.raises(UnknownNameError, match='unknown collision mode "bounce"; known are none, slide, stop'):
+    with pytest.raises(UnknownNameError, match='unknown collision mode "bounce"; known are none, seen, slide, stop'):
         room.move((0.0, 0.0), (1.0, 0.0), "bounce")
+
+
+def test_nobody_enters_what_was_never_seen(box_world: Callable[..., Any]) -> None:
+    ahead = Occupancy.empty(FLOOR_Y).seen(look(box_world((64, 64)), Pose()))  # a look along +z from the origin
+    assert ahead.move((0.0, 0.0), (0.0, 2.0), "seen") == (0.0, 2.0)
+    assert ahead.move((0.0, 2.0), (0.0, 1.0), "seen") == (0.0, 1.0)  # back to where it could see
+    x, z = ahead.move((0.0, 0.0), (0.0, -0.9), "seen")
+    assert x == 0.0 and z > -0.2
+    assert ahead.move((0.0, 0.0), (0.0, -0.9), "slide") == (0.0, -0.9)  # what is not generated yet is not solid
 
 
 def test_whoever_stands_in_a_wall_can_leave_but_not_go_deeper(room: Occupancy) -> None:
