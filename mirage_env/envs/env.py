@@ -261,11 +261,11 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     ) -> Walk[tuple[Any, dict[str, Any]]]:
         """`reset` as a walk; the first chunk is `skipped` steps shorter. Where it raises, the episode before it
         goes on with the random numbers it had."""
-        options, generator, seeded = self.check_options(options), self._np_random, self._np_random_seed
+        checked, generator, seeded = self.check_options(options), self._np_random, self._np_random_seed
         numbers = None if generator is None else generator.bit_generator.state
         untaken = self._untaken
         try:
-            return (yield from self._resetting(seed, options, skipped))
+            return (yield from self._resetting(seed, checked, skipped))
         except BaseException:  # also when this walk is given up because another one failed
             self._np_random, self._np_random_seed, self._untaken = generator, seeded, untaken
             if generator is not None:
