@@ -268,7 +268,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             return (yield from self._resetting(seed, checked, skipped))
         except BaseException:  # also when this walk is given up because another one failed
             self._np_random, self._np_random_seed, self._untaken = generator, seeded, untaken
-            if generator is not None:
+            if generator is not None and numbers is not None:
                 generator.bit_generator.state = numbers
             raise
 
