@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mirage_env.artefacts import versions
 from mirage_env.errors import check_count
-from mirage_env.evaluation.memory_bench import Clock, Scale, Watched, page, table
+from mirage_env.evaluation.memory_bench import Clock, Scale, Watched, clock_name, page, table
 from mirage_env.evaluation.plots import log_chart, number
 from mirage_env.evaluation.run import write_json
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
@@ -194,7 +194,12 @@ def resident_mib() -> float:
 def write_report(folder: Path, walks: Sequence[Endless]) -> tuple[Path, Path]:
     """Writes endless.json and endless.html; returns their paths."""
     files = folder / "endless.json", folder / "endless.html"
-    measured = {"threads": torch.get_num_threads(), "revision": revision(), "versions": versions()}
+    measured = {
+        "threads": torch.get_num_threads(),
+        "clock": clock_name(),
+        "revision": revision(),
+        "versions": versions(),
+    }
     write_json(files[0], measured | {"walks": [asdict(walk) | {"ratio": walk.ratio} for walk in walks]})
     cards, sections = [], []
     for walk in walks:
@@ -202,7 +207,8 @@ def write_report(folder: Path, walks: Sequence[Endless]) -> tuple[Path, Path]:
         cards.append((f"{walk.ratio:.2f}x", f"{walk.name}: chunk {last.chunk:,} to chunk {EARLY}", "taken in turn"))
         cards.append((f"{walk.growth_mib:+.0f} MiB", f"{walk.name}: resident memory", "over the second half"))
         parts = list(walk.late_ms)
-        time_chart = log_chart({part: [(m.chunk, m.ms[part]) for m in walk.marks] for part in parts}, "chunk", "ms")
+        drawn = [part for part in ("read", "write", "all") if part != "all" or len(parts) > 3]
+        time_chart = log_chart({part: [(m.chunk, m.ms[part]) for m in walk.marks] for part in drawn}, "chunk", "ms")
         heads = ("chunk", "points", "memory MiB", "resident MiB", *(f"{part} ms" for part in parts))
         rows = [
             (f"{m.chunk:,}", f"{m.points:,}", f"{m.bytes / 2**20:.2f}", f"{m.resident_mib:.0f}",
@@ -210,9 +216,9 @@ def write_report(folder: Path, walks: Sequence[Endless]) -> tuple[Path, Path]:
             for m in walk.marks
         ]  # fmt: skip
         for after, row in ((EARLY, walk.early_ms), (last.chunk, walk.late_ms)):
-            rows.append((f"after {after:,}, in turn", "", "", "", *(number(row[part]) for part in parts)))
+            rows.append((f"{after:,}, in turn", "", "", "", *(number(row[part]) for part in parts)))
         note = f"{walk.about}. Medians since the row before; the last two rows were taken in turn."
         sections.append((walk.name.capitalize(), time_chart + table(heads, rows), note))
     title = f"{walks[0].marks[-1].chunk:,} chunks"
-    page(files[1], "Mirage env memory bench", title, f"{torch.get_num_threads()} CPU thread(s)", cards, sections)
+    page(files[1], "Mirage env memory bench", title, clock_name(), cards, sections)
     return files

@@ -260,8 +260,10 @@ class LatentMemory:
     ) -> None:
         """Changes the choice for one more frame, whose cells are the rows from `end` on."""
         rows = torch.arange(end, device=points.device)  # they grow with age, so they serve as ids
-        hidden = torch.where(chosen[:end, None], points[:end], torch.nan)
-        found = frontmost(hidden, rows, camera, footprint[:end], self.config.same_surface)
+        shown = points[:end]
+        if not bool(chosen[:end].all()):
+            shown = torch.where(chosen[:end, None], shown, torch.nan)
+        found = frontmost(shown, rows, camera, footprint[:end], self.config.same_surface)
         index, _, seen_depth = (a[0] for a in found)
         seen = index.clamp_min(0) if end else index + 1  # of an empty table any row will do: none is seen
         frame = slice(end, end + depth.numel())

@@ -83,8 +83,8 @@ class RgbMemory:
         height, width = cameras.size
         size = (height * state.stride, width * state.stride)
         cloud = state.cloud
-        views = cameras.resized(size)
-        seen = splat(cloud.points, cloud.tokens, cloud.ids, views, cloud.footprint_m, self.config.same_surface)
+        rule = cloud.footprint_m, self.config.same_surface
+        seen = splat(cloud.points, cloud.tokens, cloud.ids, cameras.resized(size), *rule)
         pictures = fill_holes(seen.tokens / 127.5 - 1.0, seen.visible)
         share = F.avg_pool2d(seen.visible.float()[:, None], state.stride)[:, 0]
         visible = share >= self.config.coverage
