@@ -371,10 +371,10 @@ def _curves(config: ProofConfig, folder: Path) -> str:
             path = " ".join(at(*point) for point in points)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{_COLOURS[method]}" stroke-width="1.6"/>')
     for k, method in enumerate(m for m in LEARNED if m in config.methods):
-        x, y = margin + 230 * (k % 4), height + 84
+        x, y = margin + 235 * (k % 4), height + 84
         parts.append(f'<rect x="{x}" y="{y - 10}" width="14" height="10" fill="{_COLOURS[method]}"/>')
         parts.append(f'<text x="{x + 20}" y="{y}" font-size="12">trained in: {method}</text>')
-    total = len(config.tasks) * (width + margin) + margin
+    total = max(2, len(config.tasks)) * (width + margin) + margin
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" height="{height + 100}" '
         f'font-family="sans-serif" fill="#222"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
