@@ -210,6 +210,7 @@ class WanCodec(nn.Module):
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     def denormalise(self, latents: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """What `normalise` was given."""
         return latents * self.std[:, None, None] + self.mean[:, None, None]
 
 

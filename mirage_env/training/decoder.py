@@ -37,7 +37,9 @@ class DecoderLossConfig:
     photos: int = 4
     """Crops a batch of photographs, from true latents."""
     crop_cells: int = 8
+    """Side of the crops, in latent cells."""
     latent_noise: float = 0.1
+    """Noise on true latents, in units of their spread, as the codec's own training has it."""
     gradient_weight: float = 0.5
     critic_weight: float = 0.02
     """Of the hinge loss: how much it pays to be taken for a true picture."""
@@ -182,7 +184,7 @@ class DecoderStage(Stage):
             for name, latents in (("walks", walked), ("codec", self.codec.encode(truth))):
                 pictures = torch.cat([self.codec.decode(x[None])[0] for x in latents.split(8)]).float()
                 result[f"psnr_{name}"] = float(psnr(pictures, truth).mean())
-                result[f"detail_{name}"] = gradient_energy(pictures) / gradient_energy(truth)
+                result[f"detail_{name}"] = _detail(pictures) / _detail(truth)
         return result
 
     @torch.no_grad()
@@ -206,6 +208,6 @@ class DecoderStage(Stage):
         save_weights(folder / "decoder.safetensors", self.model.decoder, card)
 
 
-def gradient_energy(images: Float[Tensor, "n 3 H W"]) -> float:
-    """Mean square difference of neighbouring pixels."""
+def _detail(images: Float[Tensor, "n 3 H W"]) -> float:
+    """Mean square difference of neighbouring pixels, in colour."""
     return float(images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean())
