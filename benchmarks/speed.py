@@ -32,7 +32,7 @@ from mirage_env.world_model import WorldModel
 
 CHUNK = 8
 PARTS = {
-    "read": ("memory", "read"),
+    "read": ("memory", "read_many"),
     "denoise": ("denoiser", "clean"),
     "decode": ("codec", "decode_after"),
     "depth": ("perception", "forward"),
