@@ -333,10 +333,14 @@ class VideoClips:
             raise InvalidValueError(f"no store of videos in {folder}; make one with mirage-env data")
         values = json.loads(path.read_text())
         self.codec_hash, self.text_dropout = values.pop("codec_hash"), text_dropout
-        values.pop("shards")
+        shards = values.pop("shards")
         self.config = VideoConfig(**values | {"size": tuple(values["size"])})
         self.frames, self.key_stride = self.config.frames, self.config.key_stride
         self._shards = [_opened(p) for p in sorted(folder.glob("shard-*"))]
+        if len(self._shards) != shards:
+            raise InvalidValueError(
+                f"the store {folder} should have {shards} shards, got {len(self._shards)}; let mirage-env data finish"
+            )
         self._keys: list[tuple[int, bytes]] = []
         for shard, environment in enumerate(self._shards):
             with environment.begin() as transaction:
