@@ -21,6 +21,7 @@ import io
 import json
 import os
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,13 +81,11 @@ class UnitWriter:
         self._partial = archive.with_name(f".{archive.stem}.partial")
         with _told(archive):
             archive.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = open(self._partial, "r+b" if self._partial.exists() else "w+b")  # noqa: SIM115
-        if not _lock(self._file, self._partial):
-            self._file.close()
+            file = _open_locked(self._partial)
+        if file is None:
             self.in_use = True
             return
-        with _told(archive):
-            self._file.truncate()
+        self._file = file
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
 
     def write(self, name: str, data: bytes, deflate: bool = False) -> None:
@@ -267,17 +266,23 @@ def sidecar_of(archive: Path) -> Path:
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """JSON that vouches for itself: canonical bytes with their sha256 inside; appears whole or not at all."""
+    """JSON that vouches for itself: canonical bytes with their sha256 inside; appears whole or not at all.
+
+    What a process that was killed in here left behind is taken over.
+    """
     sealed = {**values, "seal": hashlib.sha256(_canonical(values)).hexdigest()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
+    partial = path.with_name(f".{path.name}.partial")
+    while (file := _open_locked(partial)) is None:
+        time.sleep(0.01)  # another process writes the same name
+    with file:
+        try:
             file.write(_canonical(sealed))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -348,6 +353,16 @@ def _without(file: IO[bytes], path: Path, folders: Sequence[str]) -> IO[bytes]:
     os.replace(beside, path)
     file.close()
     return kept
+
+
+def _open_locked(path: Path) -> IO[bytes] | None:
+    """The empty file at `path`, this process's alone; None while another one has it."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    if not _lock(file, path):
+        file.close()
+        return None
+    file.truncate()
+    return file
 
 
 def _lock(file: IO[bytes], path: Path) -> bool:

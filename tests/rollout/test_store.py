@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,20 @@ def test_verify_reads_every_byte(tmp_path: Path) -> None:
     archive.unlink()
     (fault,) = verify_unit(archive)
     assert "cannot be read" in fault
+
+
+def test_a_kill_before_the_sidecar_appears_leaves_nothing_for_good(tmp_path: Path) -> None:
+    archive = tmp_path / "000003.zip"
+    script = (
+        "import os, sys; from pathlib import Path; from mirage_env.rollout import store\n"
+        "store.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "store.write_sealed(Path(sys.argv[1]), {'x': 'y' * 999})"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, sidecar_of(archive)], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -9 and len(list(tmp_path.iterdir())) == 1
+    write_unit(archive)
+    assert {path.name for path in tmp_path.iterdir()} == {"000003.zip", "000003.json"}
+    assert verify_unit(archive) == []
 
 
 def test_a_seal_tells_every_change(tmp_path: Path) -> None:
