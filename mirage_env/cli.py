@@ -393,7 +393,8 @@ def eval_run(
     ablations: Annotated[str, typer.Option("--with", help="Ablations or memories beside the model, with commas.")] = "",
     weights: Weights = None,
     beside: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER of weights trained otherwise, as one more row; repeatable.")
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER[,PRESET] of weights trained otherwise, as one more row; repeatable."),
     ] = None,
     inputs: Annotated[
         Path | None,
@@ -414,6 +415,7 @@ def eval_run(
 
     [dim]mirage-env eval run --suite closed-loop --with paper-write,true-depth --out eval/closed-loop[/]
     [dim]mirage-env eval run --weights runs/mirage-tiny --beside two-stage=runs/mirage-tiny-two-stage[/]
+    [dim]... --beside rgb=runs/mirage-tiny-rgb,mirage-tiny-rgb[/]  a row with a preset of its own, here another memory
     """
     from mirage_env.evaluation.candidates import STANDARD, choose_ablations, other_model
     from mirage_env.evaluation.inputs import read_inputs
@@ -425,11 +427,15 @@ def eval_run(
     candidates = STANDARD | choose_ablations([name for name in ablations.split(",") if name])
     for text in beside or []:
         name, _, place = text.partition("=")
+        place, _, own = place.partition(",")
         if not name.replace("-", "").isalnum() or not place:  # a name is also that of files
-            raise InvalidValueError(f"--beside takes NAME=FOLDER, NAME of letters, digits and hyphens, got {text}")
+            raise InvalidValueError(
+                f"--beside takes NAME=FOLDER or NAME=FOLDER,PRESET, NAME of letters, digits and hyphens, got {text}"
+            )
         if name in candidates:
             raise InvalidValueError(f'--beside {text}: the row "{name}" is taken; give another name')
-        candidates[name] = other_model(load_world(preset, height_width, device, weights=Path(place)), Path(place))
+        other = load_world(own or preset, height_width, device, weights=Path(place))
+        candidates[name] = other_model(other, Path(place))
     model = load_world(preset, height_width, device, weights)
     _evaluate(chosen, model, candidates, folder, scenes, cache, preset)
 

@@ -257,8 +257,8 @@ def other_memory(kind: str) -> Candidate:
 
 def other_model(model: WorldModel, folder: Path) -> Candidate:
     """A model that was trained otherwise (two stages, another memory), loaded from its own weights."""
-    key = " ".join(model.weights.values())
-    return Candidate(f"weights of {folder.name}", lambda _, walk: generate(model, walk), key=key)
+    key = " ".join([*model.weights.values(), repr(model.preset)])
+    return Candidate(f"weights of {folder.name}, preset {model.name}", lambda _, walk: generate(model, walk), key=key)
 
 
 def submission(folder: Path) -> Candidate:

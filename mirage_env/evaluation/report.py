@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mirage_env.artefacts import versions
 from mirage_env.evaluation import lpips
-from mirage_env.evaluation.candidates import Candidate
+from mirage_env.evaluation.candidates import REFERENCES, Candidate
 from mirage_env.evaluation.metrics import Interval
 from mirage_env.evaluation.plots import bar_chart, gap_chart, interval_chart, line_chart, number
 from mirage_env.evaluation.readout import READOUT_METRICS
@@ -28,6 +28,7 @@ from mirage_env.evaluation.summary import (
     depth_curve,
     gap_closed,
     margin,
+    margins,
     readout_table,
     summarise,
 )
@@ -117,6 +118,7 @@ def page(about: Mapping[str, Any], candidates: Mapping[str, Candidate], results:
         _bars(suite, results) if lead == "model" else "",
         _section("PSNR", f"<div class=pair>{dots}</div>" if dots else "", means),
         _section("Scores", _scores(table, candidates) + _legend(table), means),
+        _over(results, table, candidates) if lead == "model" else "",
         "<div class=pair>",
         _section("Depth error", depth, "Metric, static pixels without sky; perception sees true pictures one by one."),
         _section("Readout", _readout(results), f"Of the first picture written at true depth. {studied}."),
@@ -206,6 +208,16 @@ def _scores(table: Mapping[str, Mapping[str, Interval]], candidates: Mapping[str
         cells = "".join(f"<td>{_cell(row[m])}</td>" for m in metrics)
         rows.append(f'<tr><th title="{about}">{escape(name.replace("-", " "))}</th>{cells}</tr>')
     return f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _over(
+    results: Sequence[SceneResult], table: Mapping[str, Mapping[str, Interval]], candidates: Mapping[str, Candidate]
+) -> str:
+    """The model against no memory, ablations and other models; the references' distance is plain from their scores."""
+    rivals = {name: row for name, row in table.items() if name not in REFERENCES}
+    note = "Means over scenes of differences in the same scene with their 95 % intervals; above 0 the model has more."
+    rows = margins(results, rivals)
+    return _section("The model less its rivals", _scores(rows, candidates) if rows else "", note)
 
 
 def _legend(table: Mapping[str, Mapping[str, Interval]]) -> str:

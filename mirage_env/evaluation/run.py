@@ -64,10 +64,11 @@ def run_suite(
 ) -> list[SceneResult]:
     """Every candidate on the suite's first `scenes` scenes, or on all. `report(done, total, note)` after each scene.
 
-    What `folder` holds of an earlier run with the same suite, weights and size is not worked out again.
+    What `folder` holds of an earlier run with the same suite, weights, preset and size is not worked out again.
     """
     takes = suite.takes[:scenes]
-    about = [FORMAT, suite.name, suite.version, model.size, model.weights, lpips.found(), list(METRICS)]
+    preset = repr(model.preset)
+    about = [FORMAT, suite.name, suite.version, model.size, model.weights, preset, lpips.found(), list(METRICS)]
     results = []
     for done, take in enumerate(takes):
         report(done, len(takes), take.id)

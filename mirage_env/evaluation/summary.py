@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,12 @@ def summarise(results: Results) -> dict[str, dict[str, Interval]]:
 def margin(results: Results, better: str, worse: str, metric: str = "psnr_db") -> Interval:
     """How much more `better` scores than `worse`, scene by scene: pairs cancel how hard the scenes are."""
     return bootstrap([r.value(better, metric) - r.value(worse, metric) for r in results])
+
+
+def margins(results: Results, table: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, Interval]]:
+    """`table`'s candidates -> its metrics -> how much more the model scores than they do, scene by scene."""
+    rows = {n: {m: margin(results, "model", n, m) for m in row} for n, row in table.items() if n != "model"}
+    return {name: row for name, row in rows.items() if any(value.scenes for value in row.values())}
 
 
 def gap_closed(results: Results, candidate: str = "model") -> Interval:
@@ -132,11 +138,12 @@ def as_json(results: Results, suite: str) -> dict[str, Any]:
     def table(rows: dict[str, dict[str, Interval]]) -> dict[str, Any]:
         return {name: {metric: plain(value) for metric, value in row.items()} for name, row in rows.items()}
 
-    names = list(names_of(results))
+    names, summary = list(names_of(results)), summarise(results)
     measured = [(bar, bar.measure(results)) for bar in BARS.get(suite, [])]
     return {
         "gap_closed": {name: plain(value) for name in names if (value := gap_closed(results, name)).scenes},
-        "summary": table(summarise(results)),
+        "summary": table(summary),
+        "model_over": table(margins(results, summary)),
         "bars": [
             {"what": bar.label, "floor": bar.floor, "aim": bar.aim, "verdict": bar.verdict(v), **plain(v)}
             for bar, v in measured

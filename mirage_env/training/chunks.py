@@ -31,6 +31,8 @@ class ChunkConfig:
     keyframe_stride: int = 4
     history_noise: float = 0.1
     """At most this much noise on tokens and clean frames, untold, as a rollout's own errors would put there."""
+    references: int | None = None
+    """At most so many reference frames, 0 too, drawn evenly a sample; None: as many as the denoiser is used with."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,10 @@ class ChunkStage(Stage):
         )
         reading = self.memory.read(state, grid_cameras[views])
         readout = reading.grid or Readout.blank(grid_cameras[views], history.shape[1])
-        count = self.config.references if rng is None else int(rng.integers(0, self.config.references + 1))
+        count = self.config.references
+        if rng is not None:
+            most = count if self.loss.references is None else self.loss.references
+            count = int(rng.integers(0, most + 1))
         if reading.frames is None:
             past = keys[:-1]
             if clip.references is None:

@@ -42,7 +42,7 @@ def test_what_can_be_evaluated_is_listed(command, capsys):
         (("run", "--inputs", "/nowhere"), "no cameras at /nowhere"),
         (
             ("run", "--beside", "two-stage"),
-            "--beside takes NAME=FOLDER, NAME of letters, digits and hyphens, got two-stage",
+            "--beside takes NAME=FOLDER or NAME=FOLDER,PRESET, NAME of letters, digits and hyphens, got two-stage",
         ),
         (("run", "--beside", "codec=runs"), 'the row "codec" is taken'),
         (("score", "--pred", "/nowhere"), "no folder of frames at /nowhere"),

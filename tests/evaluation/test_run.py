@@ -19,7 +19,7 @@ from mirage_env.evaluation.report import write_report
 from mirage_env.evaluation.run import SceneResult, moments, run_suite
 from mirage_env.evaluation.scores import METRICS, Score
 from mirage_env.evaluation.suites import Suite, Take
-from mirage_env.evaluation.summary import Bar, curve, gap_closed, margin, readout_table, summarise
+from mirage_env.evaluation.summary import Bar, as_json, curve, gap_closed, margin, readout_table, summarise
 from mirage_env.evaluation.walk import Walk
 
 
@@ -61,6 +61,10 @@ def test_a_run_is_kept_and_goes_on(model, suite, tmp_path):
     assert len(asked) == 3
     run_suite(replace(suite, version=2), model, several, tmp_path)
     assert len(asked) == 5
+    more_keyframes = model.with_parts()
+    more_keyframes.preset = replace(model.preset, max_keyframes=3)
+    run_suite(replace(suite, version=2), more_keyframes, several, tmp_path)
+    assert len(asked) == 7  # the weights alone do not say what a model answers
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -73,7 +77,15 @@ def test_the_report_is_one_whole_page(model, suite, tmp_path):
     page = html.read_text()
     assert page.startswith("<!doctype html>") and "nan" not in re.sub(r'src="[^"]+"', "", page).lower()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing to be fetched
-    for text in ("walks along a wall", "no memory", "warp true depth", "Readout", "bilinear", "LPIPS is left out"):
+    for text in (
+        "walks along a wall",
+        "no memory",
+        "warp true depth",
+        "The model less its rivals",
+        "Readout",
+        "bilinear",
+        "LPIPS is left out",
+    ):
         assert text in page
     assert page.count("data:image/jpeg") == 2 * len(("truth", "model", "no-memory", "warp-true-depth", "codec"))
 
@@ -92,6 +104,8 @@ def test_summaries_margins_and_the_headline():
     summary = summarise(results)
     assert summary["model"] == {"psnr_db": Interval(23.0, 20.0, 26.0, 2)}
     assert margin(results, "codec", "warp-true-depth") == (10.0, 10.0, 10.0, 2)
+    over = as_json(results, "novel-view")["model_over"]
+    assert over["codec"]["psnr_db"] == {"mean": -7.0, "low": -9.0, "high": -5.0, "scenes": 2} and "model" not in over
     assert gap_closed(results) == (pytest.approx(0.3), pytest.approx(0.1), pytest.approx(0.5), 2)
     assert [x.mean for x in curve(results, "model")] == [23.0, 24.0]
     assert math.isnan(results[0].value("nobody", "psnr_db")) and readout_table(results) == {}

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
+from mirage_env.config import load_config
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.resources import ENVS_CONFIG
 from mirage_env.training.recipe import load_recipe, run_stage
+from mirage_env.world_model import Preset
 
 PREPARED = ("render", "codec", "perception", "latents", "refiner")
 
@@ -29,10 +32,22 @@ def test_two_stages_and_joint_training_share_all_but_the_transformers_training()
     assert two_stage.branch.loss == two_stage.lora.loss == joint.denoiser.loss
 
 
+def test_a_memory_of_colours_trains_by_the_joint_recipe():
+    joint, colours = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-rgb")
+    assert colours.stages == (*PREPARED, "denoiser")
+    assert load_config(colours.data.preset, Preset).memory.kind == "rgb"
+    assert replace(colours.data, preset="mirage-tiny") == joint.data
+    for part in ("codec", "perception", "refiner", "denoiser"):
+        assert getattr(joint, part) == getattr(colours, part)
+
+
 def test_the_shipped_recipe_trains_for_the_way_it_is_used():
     recipe = load_recipe("mirage-tiny")
     assert {store.size for store in recipe.data.stores} == {(64, 64), (128, 128)}
     assert {1, 8} <= set(recipe.denoiser.loss.chunks) and recipe.denoiser.loss.predicted_depth > 0.5
+    assert recipe.denoiser.loss == recipe.finetune.loss  # which adds walks of its own
+    assert recipe.denoiser.loss.told_noise > 0 and recipe.denoiser.loss.references == 4
+    assert max(store.frames for store in recipe.data.stores) > 4 * recipe.denoiser.loss.keyframe_stride + 8
 
 
 def test_stages_that_nothing_goes_before_are_told(tmp_path):

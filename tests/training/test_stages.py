@@ -199,8 +199,9 @@ class Hoarder(Whisper):
 
 def test_chunks_of_any_length_come_with_no_to_four_references(trained, store):
     _, codec, codec_hash = trained
-    config, loss = replace(DENOISER, references=4), WorldLossConfig(keyframe_stride=1)
-    stage = WorldStage(config, loss, Hoarder(), [store], codec, codec_hash, EYE, held_out=2)
+    loss = WorldLossConfig(keyframe_stride=1, references=4)  # whatever it is used with
+    stage = WorldStage(DENOISER, loss, Hoarder(), [store], codec, codec_hash, EYE, held_out=2)
+    assert stage.chunks(0, np.array([0]), 4, 1, None)[0].references == DENOISER.references == 2
     for targets, overlap in ((1, 4), (5, 0)):
         drawn = set()
         for seed in range(40):
