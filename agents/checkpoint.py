@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from mirage_env.artefacts import whole_file
 from mirage_env.errors import WeightsError
 from mirage_env.resources import revision
+from mirage_env.weights import save_tensors
 
 
 def save_checkpoint(
@@ -26,7 +26,7 @@ def save_checkpoint(
     about = {**card, "kind": "agent", "spaces": describe(seen, moves), "revision": revision()}
     with whole_file(path) as partial:
         copies = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        save_file(copies, partial, {"card": json.dumps(about)})
+        save_tensors(partial, copies, {"card": json.dumps(about)})
 
 
 def read_card(path: Path) -> dict[str, Any]:

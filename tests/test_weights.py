@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -72,3 +75,13 @@ def test_a_card_that_is_no_mapping_is_foreign(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", {"card": "5"})
     with pytest.raises(WeightsError, match="no card inside"):
         read_card(tmp_path / "x.safetensors")
+
+
+def test_others_may_read_what_is_saved(tmp_path: Path) -> None:
+    """As far as the umask lets them, like any other file."""
+    before = os.umask(0o027)
+    try:
+        save_weights(tmp_path / "a.safetensors", torch.nn.Linear(2, 2), {"kind": "test"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640

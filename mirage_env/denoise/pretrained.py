@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mirage_env.denoise.denoiser import RAY_CHANNELS, READOUT_CHANNELS, Denoiser, DenoiserConfig
 from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.denoise.transformer import BRANCH, MemoryTransformer
 from mirage_env.errors import InvalidValueError, WeightsError
+from mirage_env.weights import save_tensors
 from mirage_env.weights.checkpoint import part_bytes, part_config
 
 ADAPTER_CONFIG, BRANCH_FILE, LORA_FILE = "config.json", "branch.safetensors", "pytorch_lora_weights.safetensors"
@@ -122,9 +123,10 @@ def save_adapter(
     try:
         state = transformer.state_dict()
         branch = {key: value.detach().to(dtype) for key, value in state.items() if key.startswith(BRANCH)}
-        save_file({key: value.contiguous() for key, value in branch.items()}, staging / BRANCH_FILE)
+        save_tensors(staging / BRANCH_FILE, {key: value.contiguous() for key, value in branch.items()})
         if lora is not None:
             transformer.save_lora_adapter(staging, weight_name=LORA_FILE)
+            shutil.copymode(staging / BRANCH_FILE, staging / LORA_FILE)
         config = {
             "kind": "mirage-adapter",
             "backbone": backbone_identity(transformer),

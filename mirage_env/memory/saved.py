@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from mirage_env.errors import InvalidValueError, OutputError, WeightsError
 from mirage_env.memory.protocol import Memory, State
+from mirage_env.weights import save_tensors
 
 _FORMAT = 1
 
@@ -23,7 +23,7 @@ def save_memory(path: str | Path, memory: Memory, state: State, codec: str) -> N
     partial = target.with_name(f".{target.name}.partial")
     tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in state.tensors().items()}
     try:
-        save_file(tensors, partial, {"mirage_memory": json.dumps(about)})
+        save_tensors(partial, tensors, {"mirage_memory": json.dumps(about)})
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)

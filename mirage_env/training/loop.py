@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -29,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.resources import revision
 from mirage_env.training.log import TrainingLog
+from mirage_env.weights import save_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -322,7 +322,7 @@ def _save(
     tensors = {k: _whole(v).contiguous() for k, v in tensors.items()}
     if write:
         temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"mirage": json.dumps(metadata)})
+        save_tensors(temporary, tensors, {"mirage": json.dumps(metadata)})
         os.replace(temporary, path)
 
 

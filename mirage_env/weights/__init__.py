@@ -21,12 +21,20 @@ from torch import nn
 from mirage_env.errors import WeightsError
 
 
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
+    """A safetensors file that others may read like any other file here; safetensors itself leaves it to its owner."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, about)
+    path.chmod(mode)
+
+
 def save_weights(path: Path, module: nn.Module, card: Mapping[str, Any]) -> None:
     """Writes the module's state in float16 and its card, atomically."""
     plain = {key: asdict(value) if is_dataclass(value) else value for key, value in card.items()}  # type: ignore[arg-type]
     tensors = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in module.state_dict().items()}
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"card": json.dumps(plain)})
+    save_tensors(temporary, tensors, {"card": json.dumps(plain)})
     os.replace(temporary, path)
 
 
