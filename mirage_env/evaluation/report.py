@@ -106,7 +106,9 @@ def page(about: Mapping[str, Any], candidates: Mapping[str, Candidate], results:
     by_frame = {n: curve(results, n) for n in names if n != "codec"}
     by_chunk = {n: depth_curve(results, n) for n in names}
     decibels = {n: row["psnr_db"] for n, row in table.items() if "psnr_db" in row}
-    dots = interval_chart(decibels, "dB") + line_chart(by_frame, "frame", "PSNR, dB", lead)
+    dots = line_chart(by_frame, "frame", "PSNR, dB", lead)
+    if dots:  # without a truth the codec would stand alone
+        dots = interval_chart(decibels, "dB") + dots
     depth = line_chart(by_chunk, "chunk of 8 frames", "absolute relative error", lead)
     studied = "; ".join(f"{name.replace('_', ' ')}: {what}" for name, what in READOUT_METRICS.items())
     figures = _strips(results)
@@ -254,10 +256,11 @@ def _strips(results: Sequence[SceneResult]) -> list[str]:
             score = result.value(name, "psnr_db")
             note = "" if isnan(score) else f"{score:.1f} dB"
             alone = _alone(files[name])
+            label = "given" if alone and name == TRUTH else name.replace("-", " ")
             picture = base64.b64encode(files[name].read_bytes()).decode()
             rows.append(
                 f"<div class='row {'lead' if name == lead else ''}'>"
-                f"<span>{escape(name.replace('-', ' '))}<small>{note}</small></span>"
+                f"<span>{escape(label)}<small>{note}</small></span>"
                 f"<span class='frames {'given' if alone else ''}' style='--n:{1 if alone else len(_moments(result))}'>"
                 f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{picture}"></span></div>'
             )

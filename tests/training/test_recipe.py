@@ -41,6 +41,18 @@ def test_a_memory_of_colours_trains_by_the_joint_recipe():
         assert getattr(joint, part) == getattr(colours, part)
 
 
+def test_the_recipe_for_a_gpu_is_the_joint_one_for_longer():
+    joint, longer = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-long")
+    assert longer.stages == joint.stages and longer.data.preset == joint.data.preset
+    assert {(s.frames, s.size) for s in longer.data.stores} == {(s.frames, s.size) for s in joint.data.stores}
+    for stage in ("codec", "perception", "refiner", "denoiser", "finetune", "decoder"):
+        short, long = getattr(joint, stage), getattr(longer, stage)
+        assert long.loss == short.loss and long.loop.steps >= 10 * short.loop.steps
+        assert replace(short.loop, steps=1, warmup=0, validate_every=1) == replace(
+            long.loop, steps=1, warmup=0, validate_every=1
+        )
+
+
 def test_the_shipped_recipe_trains_for_the_way_it_is_used():
     recipe = load_recipe("mirage-tiny")
     assert {store.size for store in recipe.data.stores} == {(64, 64), (128, 128)}
