@@ -653,6 +653,8 @@ def agent_prove(
     _needs_stable_baselines3()
     from mirage_env.agents.proof import ProofConfig, film_cells, prove, write_report
 
+    if "=" in config:  # the name may be left out
+        config, overrides = "full", [config, *(overrides or ())]
     plan = load(config, overrides or (), ProofConfig, PROOFS)
     with _Meter("proof", 1, unit="steps") as meter:
 

@@ -41,6 +41,7 @@ def test_eval_prints_means_with_intervals(monkeypatch: pytest.MonkeyPatch, capsy
         (("train", "explore", "world.kwargs.images=/nowhere"), "no folder or list of pictures at /nowhere"),
         (("watch", "explore", "--from", "nowhere"), "no checkpoint at nowhere/agent.safetensors"),
         (("prove", "small", "methods=[luck]"), 'unknown method "luck"'),
+        (("prove", "methods=[luck]"), 'unknown method "luck"'),
     ],
 )
 def test_mistakes_end_in_one_sentence_and_leave_nothing(
