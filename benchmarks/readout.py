@@ -117,7 +117,15 @@ def main() -> None:
     clock, what = (time.thread_time, "CPU time") if arguments.threads == 1 else (time.perf_counter, "wall time")
 
     table = Table(title=f"One read of the memory, {arguments.threads} CPU thread(s), {what}, ways taken in turn")
-    for column in ("points x views x h x w x C", "way", "median ms", "min to max ms", "times ours", "same winners"):
+    for column in (
+        "points x views x h x w x C",
+        "way",
+        "median ms",
+        "min to max ms",
+        "x ours",
+        "x by footprint",
+        "same winners",
+    ):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for size in arguments.sizes:
         room = a_room(*(int(n) for n in size.split("x")))
@@ -141,7 +149,7 @@ def main() -> None:
                 name,
                 f"{medians[name]:.2f}",
                 f"{min(times):.2f} to {max(times):.2f}",
-                f"{medians[name] / medians['ours']:.1f}",
+                *(f"{medians[name] / medians[way]:.1f}" for way in ("ours", "ours, by footprint")),
                 f"{agreement[name]:.2%}",
                 end_section=name == list(WAYS)[-1],
             )

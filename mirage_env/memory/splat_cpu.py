@@ -1,5 +1,7 @@
 """The readout on a CPU: one pass over the points, compiled by numba, views shared out among threads.
 
+    every block of points x every view -> who is in view -> a minimum of keys in every cell -> rows, offsets, tokens
+
 The same arithmetic as `reference.py`, operation by operation in float32 and without contraction, so that the results
 are equal to the bit. Threads are Python's (the kernels run without the GIL): numba's own would compile for seconds, and
 would not know of `torch.set_num_threads`. Compiled once a machine: beside this file, or where that is read-only in the
@@ -21,10 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirage_env.memory.splat_torch import Scene
+from mirage_env.memory.splat_torch import NONE, Scene, by_age
 
-BLOCK = 1024
+BLOCK = 2048
 """Points that are projected into one view after another while they and their images lie in the fastest cache."""
+_ROW = (1 << 32) - 1
+"""A key is a positive float's bits above a row, as in `splat_torch.key`; `NONE` is larger than any."""
+_SIGN, _MAGNITUDE, _INFINITY = np.int32(31), np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 _PAIRS_A_THREAD = 1 << 17
 """View-point pairs below which another thread costs more than it saves."""
 
@@ -37,33 +42,48 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
+def _compiled_into(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Kept with its callers only: numba cannot take a generator from a cache."""
+    return numba.njit(nogil=True, error_model="numpy")(unwrap(function))
+
+
 def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Where the compiler must see that the arrays of a loop are not each other."""
     return numba.njit(inline="always", error_model="numpy")(unwrap(function))
+
+
+@_inlined
+def _extent(bits: Any, size: int) -> tuple[Any, Any]:
+    """Bits of the least and the most of floats given as bits, but NaN; of integers, that minimum becomes vectors."""
+    least, most = _INFINITY, ~_INFINITY
+    for n in range(size):
+        rank = bits[n] ^ ((bits[n] >> _SIGN) & _MAGNITUDE)  # orders like the float
+        number = (bits[n] & _MAGNITUDE) <= _INFINITY
+        least, most = min(least, rank if number else _INFINITY), max(most, rank if number else ~_INFINITY)
+    return least ^ ((least >> _SIGN) & _MAGNITUDE), most ^ ((most >> _SIGN) & _MAGNITUDE)
 
 
 @_compiled
 def _lay_out(block: Any, x: Any, y: Any, z: Any, low: Any, high: Any) -> None:
     """Coordinates one behind another, as vector instructions want them, and the corners of the box around them.
 
-    NaN is in no cell and counts for nothing.
+    NaN is in no cell and counts for nothing; where there is nothing else, `low` is above `high`.
     """
-    for axis in range(3):
-        least, most = np.float32(np.inf), np.float32(-np.inf)
-        for n in range(len(block)):
-            least, most = min(least, block[n, axis]), max(most, block[n, axis])
-        low[axis], high[axis] = least, most
-    for n in range(len(block)):
+    size, least, most = len(block), low.view(np.int32), high.view(np.int32)
+    for n in range(size):
         x[n], y[n], z[n] = block[n, 0], block[n, 1], block[n, 2]
+    least[0], most[0] = _extent(x.view(np.int32), size)
+    least[1], most[1] = _extent(y.view(np.int32), size)
+    least[2], most[2] = _extent(z.view(np.int32), size)
 
 
 @_inlined
 def _project(
-    x: Any, y: Any, z: Any, size: int, axes: Any, centre: Any, high: Any, wide: Any,
-    right_of: Any, below: Any, ahead: Any, inside: Any, hits: Any,
+    x: Any, y: Any, z: Any, size: int, axes: Any, centre: Any, height: int, width: int,
+    cell: Any, ahead: Any, inside: Any, hits: Any,
 ) -> int:  # fmt: skip
-    """Fills in grid position and z-depth of a block of points, and in `hits` who is in view; returns how many are."""
-    zero = np.float32(0.0)
+    """Fills in cell and z-depth of a block of points, and in `hits` who is in view; returns how many are."""
+    zero, high, wide, row_of_cells = np.float32(0.0), np.float32(height), np.float32(width), np.int32(width)
     a, b, c = axes[0, 0], axes[0, 1], axes[0, 2]
     d, e, f = axes[1, 0], axes[1, 1], axes[1, 2]
     g, h, i = axes[2, 0], axes[2, 1], axes[2, 2]
@@ -73,7 +93,7 @@ def _project(
         deep = g * u + h * v + i * w
         right = (a * u + b * v + c * w) / deep
         down = (d * u + e * v + f * w) / deep
-        right_of[n], below[n], ahead[n] = right, down, deep
+        cell[n], ahead[n] = np.int32(down) * row_of_cells + np.int32(right), deep  # of those in view only it means one
         inside[n] = (deep > zero) & (right >= zero) & (down >= zero) & (right < wide) & (down < high)
     count = 0
     for n in range(size):  # nor in here: which points are inside cannot be predicted
@@ -114,80 +134,99 @@ def _beyond(low: Any, high: Any, axes: Any, centre: Any, wide: Any, tall: Any) -
     return False
 
 
-@_compiled
-def _frontmost(
-    points: Any, ids: Any, axes: Any, centres: Any, height: int, width: int, first: int, last: int,
-    index: Any, depth: Any, reach: Any, cell_of: Any, row_of: Any, depth_of: Any,
-) -> int:  # fmt: skip
-    """The frontmost point of every cell of views first to last - 1.
+@_compiled_into
+def _in_view(points: Any, axes: Any, centres: Any, height: int, width: int, cell: Any, depth: Any, hits: Any) -> Any:
+    """Block by block and view by view: yields the block's first row, the view, and how many points it shows.
 
-    `axes` are the rows of K R^T, (V, 3, 3); `index` comes filled with -1, `depth` with infinity. All points that may
-    turn out to lie at most `reach` times as far as the frontmost of their cell are noted in the last three arrays,
-    which have room for every pair (an empty one costs nothing until it is filled); returns how many. 0: none.
+    Which of the block they are is then in `hits`, their cells of that view and z-depths in `cell` and `depth`.
     """
-    noted = 0
-    px, py, pz = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
-    low, corner = np.empty(3, np.float32), np.empty(3, np.float32)
+    low, corner, inside = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(BLOCK, np.bool_)
     high, wide = np.float32(height), np.float32(width)
     for start in range(0, len(points), BLOCK):
         block = points[start : start + BLOCK]
-        _lay_out(block, px, py, pz, low, corner)
-        for view in range(first, last):
+        _lay_out(block, x, y, z, low, corner)
+        for view in range(len(axes)):
             axis, centre = axes[view], centres[view]
-            if _beyond(low, corner, axis, centre, wide, high):
-                continue
-            count = _project(px, py, pz, len(block), axis, centre, high, wide, x, y, z, inside, hits)
-            for hit in range(count):
-                n = hits[hit]
-                column, row, deep = int(x[n]), int(y[n]), z[n]
-                front, before = depth[view, row, column], index[view, row, column]
-                if deep <= front * reach:
-                    cell_of[noted] = (view * height + row) * width + column
-                    row_of[noted], depth_of[noted] = start + n, deep
-                    noted += 1
-                if deep < front or (deep == front and (before < 0 or ids[start + n] < ids[before])):
-                    depth[view, row, column] = deep
-                    index[view, row, column] = start + n
+            if not _beyond(low, corner, axis, centre, wide, high):
+                count = _project(x, y, z, len(block), axis, centre, height, width, cell, depth, inside, hits)
+                yield start, view, count
+
+
+@_compiled
+def _frontmost(points: Any, axes: Any, centres: Any, height: int, width: int, best: Any) -> None:
+    """The smallest key of every cell, into `best`, which comes filled with `NONE`: the frontmost point."""
+    hits, cell, depth = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    bits = depth.view(np.int32)
+    for start, view, count in _in_view(points, axes, centres, height, width, cell, depth, hits):
+        first = view * height * width
+        for hit in range(count):
+            n = hits[hit]
+            here = first + cell[n]
+            best[here] = min(best[here], np.int64(bits[n]) << 32 | (start + n))
+
+
+@_compiled
+def _note_surface(
+    points: Any, axes: Any, centres: Any, height: int, width: int, reach: Any, front: Any, cell_of: Any, key_of: Any
+) -> int:
+    """z-depth of the frontmost point of every cell, into `front`, which comes filled with infinity.
+
+    All points that may turn out to lie at most `reach` times as far are noted, their cells and keys; there must be room
+    for every pair (which costs nothing until it is filled). Returns how many. No branch, as none could be predicted.
+    """
+    hits, cell, depth = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    bits, noted = depth.view(np.int32), 0
+    for start, view, count in _in_view(points, axes, centres, height, width, cell, depth, hits):
+        first = view * height * width
+        for hit in range(count):
+            n = hits[hit]
+            deep, here = depth[n], first + cell[n]
+            front[here] = nearest = min(deep, front[here])
+            cell_of[noted], key_of[noted] = here, np.int64(bits[n]) << 32 | (start + n)
+            noted += int(deep <= nearest * reach)
     return noted
 
 
 @_compiled
 def _choose_fitting(
-    cell_of: Any, row_of: Any, depth_of: Any, ids: Any, footprint_m: Any, focal: Any, reach: Any, cells: int,
-    depth: Any, misfit: Any, index: Any,
-) -> None:  # fmt: skip
-    """Of the noted points that do lie near enough to the frontmost of their cell, the best-fitting.
+    cell_of: Any, key_of: Any, footprint_m: Any, focal: Any, reach: Any, cells: int, front: Any, best: Any
+) -> None:
+    """Of the noted points that do lie near enough to the frontmost of their cell, the best-fitting, into `best`.
 
-    `cells` are those of a view; `depth` is the frontmost's and `misfit` comes filled with infinity, both flat.
+    `cells` are those of a view. A key is here one of the misfit, not of the depth.
     """
-    one, never = np.float32(1.0), np.float32(np.inf)
-    for n in range(len(cell_of)):
-        cell, row = cell_of[n], row_of[n]
-        if not depth_of[n] <= depth[cell] * reach:
-            continue
-        has, wanted = footprint_m[row], depth[cell] / focal[cell // cells]
-        by = has / wanted if has >= wanted else wanted / has
-        if not by >= one:  # NaN of what is no footprint must not win
-            by = never
-        if by < misfit[cell] or (by == misfit[cell] and ids[row] < ids[index[cell]]):
-            misfit[cell], index[cell] = by, row
+    limit, wanted = front * reach, np.empty_like(front)
+    for view in range(len(focal)):
+        for cell in range(view * cells, (view + 1) * cells):
+            wanted[cell] = front[cell] / focal[view]
+    one, never, last = np.float32(1.0), np.float32(np.inf), limit.view(np.int32)
+    misfit = np.empty(BLOCK, np.float32)
+    bits = misfit.view(np.int32)
+    for start in range(0, len(cell_of), BLOCK):
+        cell, key = cell_of[start : start + BLOCK], key_of[start : start + BLOCK]
+        for n in range(len(cell)):
+            has, wants = footprint_m[key[n] & _ROW], wanted[cell[n]]
+            by = (has if has >= wants else wants) / (wants if has >= wants else has)
+            misfit[n] = by if by >= one else never  # NaN of what is no footprint must not win
+        for n in range(len(cell)):
+            fits = np.int64(bits[n]) << 32 | (key[n] & _ROW) if key[n] >> 32 <= last[cell[n]] else NONE
+            best[cell[n]] = min(best[cell[n]], fits)
 
 
 @_compiled
-def _locate(
-    points: Any, axes: Any, centres: Any, index: Any, height: int, width: int, first: int, last: int,
-    depth: Any, offset: Any,
-) -> None:  # fmt: skip
-    """z-depth of the winners, and where inside its cell each fell; zero where there is none."""
+def _locate(points: Any, axes: Any, centres: Any, best: Any, index: Any, depth: Any, offset: Any) -> None:
+    """Row and z-depth of the winners, and where inside its cell each fell; -1 and zero where there is none."""
+    views, height, width = index.shape
     half = np.float32(0.5)
-    for view in range(first, last):
+    for view in range(views):
         axis, centre = axes[view], centres[view]
         for row in range(height):
             for column in range(width):
-                winner = index[view, row, column]
-                depth[view, row, column] = 0.0
+                key = best[(view * height + row) * width + column]
+                winner = key & _ROW if key != NONE else -1
+                index[view, row, column] = winner
+                depth[view, row, column] = offset[view, 0, row, column] = offset[view, 1, row, column] = 0.0
                 if winner < 0:
                     continue
                 u, v, w = points[winner, 0] - centre[0], points[winner, 1] - centre[1], points[winner, 2] - centre[2]
@@ -200,61 +239,62 @@ def _locate(
 
 @_compiled
 def _mark_landed(
-    points: Any, group: Any, axes: Any, centres: Any, height: int, width: int, first: int, last: int, landed: Any
+    points: Any, group: Any, axes: Any, centres: Any, height: int, width: int, first: int, landed: Any
 ) -> None:
-    """landed[g, view, row, column] becomes true where any point of group g falls into that cell."""
-    px, py, pz = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
-    low, corner = np.empty(3, np.float32), np.empty(3, np.float32)
-    high, wide = np.float32(height), np.float32(width)
-    for start in range(0, len(points), BLOCK):
-        block = points[start : start + BLOCK]
-        _lay_out(block, px, py, pz, low, corner)
-        for view in range(first, last):
-            axis, centre = axes[view], centres[view]
-            if _beyond(low, corner, axis, centre, wide, high):
-                continue
-            count = _project(px, py, pz, len(block), axis, centre, high, wide, x, y, z, inside, hits)
-            for hit in range(count):
-                n = hits[hit]
-                landed[group[start + n], view, int(y[n]), int(x[n])] = True
+    """landed[g, first + view, cell] becomes true where any point of group g falls into that cell."""
+    hits, cell, depth = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    for start, view, count in _in_view(points, axes, centres, height, width, cell, depth, hits):
+        for hit in range(count):
+            n = hits[hit]
+            landed[group[start + n], first + view, cell[n]] = True
 
 
 @_compiled
-def _gather(tokens: Any, index: Any, first: int, last: int, shown: Any) -> None:
+def _gather(tokens: Any, index: Any, shown: Any) -> None:
     """shown[view, :, cell] = tokens[index[view, cell]], or zero; sixteen cells, one cache line, a time."""
-    cells, channels, nothing = index.shape[1], tokens.shape[1], tokens.dtype.type(0)
-    for view in range(first, last):
+    (views, cells), channels = index.shape, tokens.shape[1]
+    rows = np.empty((16, channels), tokens.dtype)
+    for view in range(views):
         for start in range(0, cells, 16):
+            size = min(16, cells - start)
+            for cell in range(size):
+                row = index[view, start + cell]
+                for channel in range(channels):
+                    rows[cell, channel] = tokens[row, channel] if row >= 0 else 0
             for channel in range(channels):
-                for cell in range(start, min(cells, start + 16)):
-                    row = index[view, cell]
-                    shown[view, channel, cell] = tokens[row, channel] if row >= 0 else nothing
+                for cell in range(size):
+                    shown[view, channel, start + cell] = rows[cell, channel]
 
 
 def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     """`splat.frontmost` on a CPU."""
-    views, size = len(scene.axes), scene.size
-    index = torch.full((views, *size), -1, dtype=torch.int64)
-    depth, offset = torch.full((views, *size), torch.inf), torch.zeros(views, 2, *size)
-    points, ids, axes, centres = (_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres))
-    won, deep, off = index.numpy(), depth.numpy(), offset.numpy()
-    reach, fit = np.float32(0.0), None
+    scene, order = by_age(scene)
+    views, (height, width) = len(scene.axes), scene.size
+    index, depth = torch.empty(views, height, width, dtype=torch.int64), torch.empty(views, height, width)
+    offset = torch.empty(views, 2, height, width)
+    found = index.numpy(), depth.numpy(), offset.numpy()
+    points, axes, centres = (_words(a, a.dtype) for a in (scene.points, scene.axes, scene.centres))
+    rule: tuple[Any, ...] = ()
     if scene.footprint_m is not None and scene.focal is not None:
-        reach, fit = np.float32(1.0 + scene.same_surface), torch.full((views, *size), torch.inf).numpy()
-        footprint, focal = (_words(a, a.dtype) for a in (scene.footprint_m, scene.focal))
+        rule = _words(scene.footprint_m, torch.float32), _words(scene.focal, torch.float32)
+    reach, cells = np.float32(1.0 + scene.same_surface), height * width
 
-    def kernel(first: int, last: int) -> None:
-        room = 0 if fit is None else len(points) * (last - first)
-        notes = [np.empty(room, kind) for kind in (np.int32, np.int32, np.float32)]
-        noted = _frontmost(points, ids, axes, centres, *size, first, last, won, deep, reach, *notes)
-        if fit is not None:
-            rule, flat = (ids, footprint, focal, reach, size[0] * size[1]), (a.reshape(-1) for a in (deep, fit, won))
-            _choose_fitting(*(note[:noted] for note in notes), *rule, *flat)
-        _locate(points, axes, centres, won, *size, first, last, deep, off)
+    def kernel(run: slice) -> None:
+        best = np.full((run.stop - run.start) * cells, NONE)
+        seen = points, axes[run], centres[run]
+        if rule:
+            front, room = np.full(len(best), np.inf, np.float32), len(points) * (run.stop - run.start)
+            cell_of, key_of = np.empty(room, np.int32), np.empty(room, np.int64)
+            noted = _note_surface(*seen, height, width, reach, front, cell_of, key_of)
+            footprint, focal = rule
+            _choose_fitting(cell_of[:noted], key_of[:noted], footprint, focal[run], reach, cells, front, best)
+        else:
+            _frontmost(*seen, height, width, best)
+        _locate(*seen, best, *(a[run] for a in found))
 
     _shared(views, len(points), kernel)
+    if order is not None:
+        index = torch.where(index >= 0, order[index.clamp_min(0)], -1)
     return index, offset, depth
 
 
@@ -262,8 +302,13 @@ def landed(scene: Scene, groups: int) -> Tensor:
     """`splat.landed` on a CPU."""
     views = len(scene.axes)
     hit = torch.zeros(groups, views, *scene.size, dtype=torch.bool)
-    inputs, marks = [_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres)], hit.numpy()
-    _shared(views, len(scene.points), lambda first, last: _mark_landed(*inputs, *scene.size, first, last, marks))
+    points, group, axes, centres = (_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres))
+    marks = hit.flatten(2).numpy()
+
+    def kernel(run: slice) -> None:
+        _mark_landed(points, group, axes[run], centres[run], *scene.size, run.start, marks)
+
+    _shared(views, len(points), kernel)
     return hit
 
 
@@ -274,7 +319,7 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
     shown = torch.empty(views, channels, *size, dtype=tokens.dtype)
     source, target = _words(tokens, word), shown.view(word).flatten(2).numpy()
     cells = index.flatten(1).numpy()
-    _shared(views, cells.shape[1] * channels, lambda first, last: _gather(source, cells, first, last, target))
+    _shared(views, cells.shape[1] * channels, lambda run: _gather(source, cells[run], target[run]))
     return shown
 
 
@@ -283,12 +328,12 @@ def _words(tensor: Tensor, dtype: torch.dtype) -> Any:
     return tensor.detach().contiguous().view(dtype).numpy()
 
 
-def _shared(views: int, work_a_view: int, kernel: Callable[[int, int], None]) -> None:
+def _shared(views: int, work_a_view: int, kernel: Callable[[slice], None]) -> None:
     """Calls the kernel on runs of views, in as many threads as torch may use and the work is worth."""
     threads = max(1, min(torch.get_num_threads(), views, views * work_a_view // _PAIRS_A_THREAD))
-    here, *elsewhere = pairwise(views * n // threads for n in range(threads + 1))
-    others = [_pool(os.getpid()).submit(kernel, *run) for run in elsewhere]
-    kernel(*here)
+    here, *elsewhere = (slice(*run) for run in pairwise(views * n // threads for n in range(threads + 1)))
+    others = [_pool(os.getpid()).submit(kernel, run) for run in elsewhere]
+    kernel(here)
     for other in others:
         other.result()
 

@@ -88,6 +88,19 @@ def test_fitting_footprints_equal_the_loops(seed: int, count: int, share: float,
     assert_same(one, splat_by_loops(points, tokens, ids, cameras, footprint, share))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_many_points_equal_the_loops(share: float) -> None:
+    """More than two of the compiled kernel's blocks, on a few surfaces: cells hold many rivals of one."""
+    torch.manual_seed(1)
+    points, footprint = torch.randn(5000, 3), torch.rand(5000) + 0.01
+    points[:, 2] = (points[:, 2] * 2).round() + 0.01 * torch.rand(5000)
+    tokens, ids, cameras = torch.randn(5000, 2), torch.randperm(5000), looking_around(2, (5, 6))
+    assert_same(
+        splat(points, tokens, ids, cameras, footprint, share),
+        splat_by_loops(points, tokens, ids, cameras, footprint, share),
+    )
+
+
 def test_many_views_and_blocks_equal_the_loops() -> None:
     """Enough pairs of views and points that the projection is done in several blocks."""
     cameras = looking_around(97, (2, 3))
@@ -325,13 +338,13 @@ def test_mixed_devices_and_dtypes_are_refused(unchecked: None) -> None:
 def test_blocks_out_of_view_are_culled_without_a_trace(kernel: str) -> None:
     """A long corridor of coherent blocks, some of them of nothing: most are skipped, and no bit changes."""
     torch.manual_seed(0)
-    along = torch.arange(8000) * 0.02 - 80
-    points = torch.stack([torch.randn(8000) * 2, torch.randn(8000), along], 1)
-    points[1024:2048] = torch.nan
-    points[5000:5003, 0] = torch.tensor([math.nan, 3e38, -math.inf])
-    tokens, ids, cameras = torch.randn(8000, 3), torch.arange(8000), looking_around(12, (6, 8))
+    along = torch.arange(16000) * 0.01 - 80
+    points = torch.stack([torch.randn(16000) * 2, torch.randn(16000), along], 1)
+    points[2048:4096] = torch.nan
+    points[9000:9003, 0] = torch.tensor([math.nan, 3e38, -math.inf])
+    tokens, ids, cameras = torch.randn(16000, 3), torch.arange(16000), looking_around(12, (6, 8))
     culled = splat(points, tokens, ids, cameras)
-    order = torch.randperm(8000)  # in no order no block can be skipped
+    order = torch.randperm(16000)  # in no order no block can be skipped
     shuffled = splat(points[order], tokens[order], ids[order], cameras)
     for name in ("tokens", "visible", "depth_m", "offset"):
         assert torch.equal(getattr(culled, name), getattr(shuffled, name))
