@@ -7,12 +7,13 @@ episode streams past: memory and cost do not grow with its length.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 
 GRID = 24
 """At most this many pixels a side are carried from one frame into another."""
@@ -25,13 +26,21 @@ _AGREES = 0.1
 
 
 @dataclass(frozen=True)
-class View:
-    """One frame, as far as it is carried into others."""
+class Views:
+    """A few frames, as far as they are carried into others: N pixels of each."""
 
-    points: Float[np.ndarray, "N 3"]
-    """In the world, of the chosen pixels whose depth is valid."""
-    colours: Float[np.ndarray, "N 3"]
-    world_from_camera: Float[np.ndarray, "4 4"]
+    points: Float[np.ndarray, "V N 3"]
+    """In the world; anything where not valid."""
+    colours: Float[np.ndarray, "V N 3"]
+    valid: Bool[np.ndarray, "V N"]
+    world_from_camera: Float[np.ndarray, "V 4 4"]
+
+    def __getitem__(self, which: Any) -> Views:
+        return Views(self.points[which], self.colours[which], self.valid[which], self.world_from_camera[which])
+
+    @classmethod
+    def cat(cls, parts: Sequence[Views]) -> Views:
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 class Certifier:
@@ -48,36 +57,41 @@ class Certifier:
     """
 
     def __init__(self) -> None:
-        self._last: View | None = None
+        self._last: Views | None = None
         self._frames = 0
         self._sums = {"reprojection": np.zeros(3), "revisit": np.zeros(3)}
         self._remembered = 0.0
-        self._keyframes: list[View] = []
-        self._left: list[bool] = []
+        self._keyframes: Views | None = None
+        self._left = np.zeros(0, bool)
         self._stride = 4
 
-    def frame(
+    def frames(
         self,
-        rgb: UInt8[np.ndarray, "H W 3"],
-        depth_m: Float[np.ndarray, "H W"],
-        world_from_camera: Float[np.ndarray, "4 4"],
-        intrinsics_px: Float[np.ndarray, "3 3"],
-        remembered: Bool[np.ndarray, "h w"],
+        rgb: UInt8[np.ndarray, "T H W 3"],
+        depth_m: Float[np.ndarray, "T H W"],
+        world_from_camera: Float[np.ndarray, "T 4 4"],
+        intrinsics_px: Float[np.ndarray, "T 3 3"],
+        remembered: Bool[np.ndarray, "T h w"],
     ) -> None:
-        """The next frame; depth is 0 where it is not valid."""
-        if self._last is not None:
-            self._remembered += float(remembered.mean())
-            self._compare("reprojection", self._last, rgb, depth_m, world_from_camera, intrinsics_px)
-            earlier = self._revisited(world_from_camera)
-            if earlier is not None:
-                self._compare("revisit", earlier, rgb, depth_m, world_from_camera, intrinsics_px)
-        self._last = _view(rgb, depth_m, world_from_camera, intrinsics_px)
-        if self._frames % self._stride == 0:
-            self._keyframes.append(self._last)
-            self._left.append(False)
-            if len(self._keyframes) > MAX_KEYFRAMES:
-                self._keyframes, self._left, self._stride = self._keyframes[::2], self._left[::2], 2 * self._stride
-        self._frames += 1
+        """The next frames, any number of them; depth is 0 where it is not valid."""
+        views = _views(rgb, depth_m, world_from_camera, intrinsics_px)
+        first = self._last is None
+        self._remembered += float(remembered[int(first) :].mean(axis=(1, 2)).sum())
+        known = views if self._last is None else Views.cat([self._last, views])
+        age = np.arange(self._frames, self._frames + len(rgb))
+        keyed = np.flatnonzero(age % self._stride == 0)
+        keyframes = views[keyed] if self._keyframes is None else Views.cat([self._keyframes, views[keyed]])
+        born = np.append(np.full(len(self._left), -1), keyed)
+        earlier, again = self._revisits(keyframes, born, world_from_camera)
+        later = np.arange(int(first), len(rgb))
+        carried, seen = Views.cat([known[: len(later)], keyframes[earlier]]), np.append(later, again)
+        residuals = reprojections(carried, rgb, depth_m, world_from_camera, intrinsics_px, seen)
+        for name, some in (("reprojection", residuals[: len(later)]), ("revisit", residuals[len(later) :])):
+            counted = some[np.isfinite(some[:, 0])]
+            self._sums[name] += (*counted.sum(axis=0), len(counted))
+        self._last, self._keyframes, self._frames = views[-1:], keyframes, self._frames + len(rgb)
+        while len(self._left) > MAX_KEYFRAMES:
+            self._keyframes, self._left, self._stride = self._keyframes[::2], self._left[::2], 2 * self._stride
 
     def certificate(self, collisions: int) -> dict[str, Any]:
         """As above; numbers are rounded to 6 decimals, None where nothing could be compared."""
@@ -90,60 +104,77 @@ class Certifier:
         rounded = {name: None if value is None else round(float(value), 6) for name, value in values.items()}
         return {**rounded, "revisits": int(self._sums["revisit"][2]), "collisions": int(collisions)}
 
-    def _compare(self, name: str, view: View, *frame: np.ndarray) -> None:
-        residual = reprojection(view, *frame)
-        if residual is not None:
-            self._sums[name] += (*residual, 1.0)
+    def _revisits(
+        self, keyframes: Views, born: Int64[np.ndarray, "K"], world_from_camera: Float[np.ndarray, "T 4 4"]
+    ) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"]]:
+        """(oldest keyframe, frame) of each frame that is back at a place which the camera had left."""
+        there = keyframes.world_from_camera
+        distance = np.linalg.norm(there[:, :3, 3] - world_from_camera[:, None, :3, 3], axis=-1)
+        angle = np.degrees(np.arccos(np.clip(world_from_camera[:, :3, 2] @ there[:, :3, 2].T, -1.0, 1.0)))
+        older = born < np.arange(len(world_from_camera))[:, None]
+        away = older & ((distance > 2 * NEAR_M) | (angle > 2 * NEAR_DEG))
+        away[0, : len(self._left)] |= self._left
+        left = np.logical_or.accumulate(away, axis=0)
+        self._left = left[-1]
+        back = left & (distance <= NEAR_M) & (angle <= NEAR_DEG)
+        frames = np.flatnonzero(back.any(axis=1))
+        return back[frames].argmax(axis=1), frames
 
-    def _revisited(self, world_from_camera: np.ndarray) -> View | None:
-        """The oldest keyframe whose place the camera left and is back at."""
-        poses = np.stack([view.world_from_camera for view in self._keyframes])
-        distance = np.linalg.norm(poses[:, :3, 3] - world_from_camera[:3, 3], axis=1)
-        angle = np.degrees(np.arccos(np.clip(poses[:, :3, 2] @ world_from_camera[:3, 2], -1.0, 1.0)))
-        away = (distance > 2 * NEAR_M) | (angle > 2 * NEAR_DEG)
-        self._left = [left or bool(now) for left, now in zip(self._left, away, strict=True)]
-        back = np.flatnonzero((distance <= NEAR_M) & (angle <= NEAR_DEG) & np.array(self._left))
-        return self._keyframes[back[0]] if len(back) else None
 
-
-def reprojection(
-    view: View,
-    rgb: UInt8[np.ndarray, "H W 3"],
-    depth_m: Float[np.ndarray, "H W"],
-    world_from_camera: Float[np.ndarray, "4 4"],
-    intrinsics_px: Float[np.ndarray, "3 3"],
-) -> tuple[float, float] | None:
-    """(median of |z - d| / z, mean difference of colour) of the view's points in another frame; None for too few."""
-    height, width = depth_m.shape
-    at_camera = (view.points - world_from_camera[:3, 3]) @ world_from_camera[:3, :3]
-    ahead = np.flatnonzero(at_camera[:, 2] > 1e-3)
-    z = at_camera[ahead, 2]
-    u, v = ((at_camera[ahead] @ intrinsics_px[:2].T) / z[:, None]).T
-    inside = np.flatnonzero((u >= 0) & (u < width) & (v >= 0) & (v < height))
-    column, row = u[inside].astype(np.int64), v[inside].astype(np.int64)
-    depth = depth_m[row, column]
-    valid = depth > 0
-    if valid.sum() < _FEWEST_PIXELS:
-        return None
-    z = z[inside][valid]
-    residual = np.abs(z - depth[valid]) / z
+def reprojections(
+    views: Views,
+    rgb: UInt8[np.ndarray, "T H W 3"],
+    depth_m: Float[np.ndarray, "T H W"],
+    world_from_camera: Float[np.ndarray, "T 4 4"],
+    intrinsics_px: Float[np.ndarray, "T 3 3"],
+    seen: Int64[np.ndarray, "V"],
+) -> Float[np.ndarray, "V 2"]:
+    """(median of |z - d| / z, mean difference of colour) of each view's points in frame seen[v]; NaN for too few."""
+    if not len(seen):
+        return np.zeros((0, 2))
+    height, width = depth_m.shape[1:]
+    poses = world_from_camera[seen]
+    at_camera = (views.points - poses[:, None, :3, 3]) @ poses[:, :3, :3]
+    z = at_camera[..., 2]
+    ahead = views.valid & (z > 1e-3)
+    z = np.where(ahead, z, 1.0)
+    column, row = np.floor(np.moveaxis(at_camera @ intrinsics_px[seen, :2].swapaxes(1, 2) / z[..., None], -1, 0))
+    inside = ahead & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    column, row = np.where(inside, column, 0).astype(np.int64), np.where(inside, row, 0).astype(np.int64)
+    pixel = (seen[:, None] * height + row) * width + column
+    depth = depth_m.reshape(-1)[pixel]
+    valid = inside & (depth > 0)
+    residual = np.where(valid, np.abs(z - depth) / z, np.inf)
     same = residual < _AGREES
-    difference = np.abs(view.colours[ahead][inside][valid] - rgb[row, column][valid])[same] / 255.0
-    return float(np.median(residual)), float(difference.mean()) if len(difference) else 1.0
+    difference = np.abs(views.colours - rgb.reshape(-1, 3)[pixel]).mean(axis=-1) / 255.0
+    alike, count = same.sum(axis=1), valid.sum(axis=1)
+    colour = np.where(alike > 0, (difference * same).sum(axis=1) / np.maximum(alike, 1), 1.0)
+    residual.sort(axis=1)
+    middle = residual[np.arange(len(seen))[:, None], np.stack([np.maximum(count - 1, 0) // 2, count // 2], -1)]
+    enough = count >= _FEWEST_PIXELS
+    return np.where(
+        enough[:, None], np.stack([np.where(enough[:, None], middle, 0.0).mean(axis=1), colour], -1), np.nan
+    )
 
 
 @lru_cache(maxsize=8)
-def _pixels(height: int, width: int, step: int) -> Float[np.ndarray, "rows columns 3"]:
+def _pixels(height: int, width: int, step: int) -> Float[np.ndarray, "N 3"]:
     """Every `step`-th pixel centre, (x, y, 1)."""
-    y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step] + 0.5
+    y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step].reshape(2, -1) + 0.5
     return np.stack([x, y, np.ones_like(x)], -1)
 
 
-def _view(rgb: np.ndarray, depth_m: np.ndarray, world_from_camera: np.ndarray, intrinsics_px: np.ndarray) -> View:
-    height, width = depth_m.shape
+def _views(
+    rgb: UInt8[np.ndarray, "T H W 3"],
+    depth_m: Float[np.ndarray, "T H W"],
+    world_from_camera: Float[np.ndarray, "T 4 4"],
+    intrinsics_px: Float[np.ndarray, "T 3 3"],
+) -> Views:
+    count, height, width = depth_m.shape
     step = math.ceil(max(height, width) / GRID)
-    depth = depth_m[step // 2 :: step, step // 2 :: step]
-    valid = depth > 0
-    at_camera = _pixels(height, width, step)[valid] @ np.linalg.inv(intrinsics_px).T * depth[valid][:, None]
-    points = at_camera @ world_from_camera[:3, :3].T + world_from_camera[:3, 3]
-    return View(points, rgb[step // 2 :: step, step // 2 :: step][valid].astype(np.float64), world_from_camera)
+    some = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
+    depth = depth_m[some].reshape(count, -1)
+    world_from_pixel = world_from_camera[:, :3, :3] @ np.linalg.inv(intrinsics_px)
+    points = _pixels(height, width, step) @ world_from_pixel.swapaxes(1, 2) * depth[..., None]
+    points += world_from_camera[:, None, :3, 3]
+    return Views(points, rgb[some].reshape(count, -1, 3).astype(np.float64), depth > 0, world_from_camera)

@@ -20,17 +20,12 @@ _PAETH = 4
 def encode(picture: UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W"]) -> bytes:
     """An 8-bit RGB or a 16-bit grey PNG; equal pictures give equal bytes."""
     height, width = picture.shape[:2]
-    lanes = picture.astype(">u2").view(np.uint8).reshape(height, width, 2) if picture.ndim == 2 else picture
-    left, above, corner = (np.zeros(lanes.shape, np.int16) for _ in range(3))
-    left[:, 1:], above[1:], corner[1:, 1:] = lanes[:, :-1], lanes[:-1], lanes[:-1, :-1]
-    from_above, from_left = np.abs(left - corner), np.abs(above - corner)  # |p - above| and |p - left| of the standard
-    from_corner = np.abs(left + above - 2 * corner)
-    take_left = (from_left <= from_above) & (from_left <= from_corner)
-    predicted = np.where(take_left, left, np.where(from_above <= from_corner, above, corner))
-    rows = np.empty((height, 1 + lanes[0].size), np.uint8)
+    lanes = picture.astype(">u2").view(np.uint8) if picture.ndim == 2 else picture
+    rows = np.empty((height, 1 + lanes.size // height), np.uint8)
     rows[:, 0] = _PAETH
-    rows[:, 1:] = (lanes - predicted).astype(np.uint8).reshape(height, -1)
-    deflate = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
+    lanes = lanes.reshape(height, -1)
+    np.subtract(lanes, _paeth(lanes, 2 if picture.ndim == 2 else 3), out=rows[:, 1:])
+    deflate = zlib.compressobj(1, zlib.DEFLATED, 15, 7, zlib.Z_HUFFMAN_ONLY)
     header = struct.pack(
         ">IIBBBBB", width, height, 16 if picture.ndim == 2 else 8, 0 if picture.ndim == 2 else 2, 0, 0, 0
     )
@@ -49,6 +44,24 @@ def decode(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as picture:
         array = np.asarray(picture)
     return array if array.ndim == 3 else array.astype(np.uint16)
+
+
+def _paeth(lanes: UInt8[np.ndarray, "H L"], pixel: int) -> UInt8[np.ndarray, "H L"]:
+    """What the neighbours left, above and in the corner foretell of each byte; `pixel` bytes are one pixel.
+
+    The standard takes the neighbour nearest to left + above - corner: left or above, whichever the corner is farther
+    from, if by twice as much as from the other; else the corner. So said, bytes are enough and nothing is chosen by a
+    mask, which would cost more than all the rest.
+    """
+    framed = np.zeros((lanes.shape[0] + 1, lanes.shape[1] + pixel), np.uint8)
+    framed[1:, pixel:] = lanes
+    left, above, corner = framed[1:, :-pixel], framed[:-1, pixel:], framed[:-1, :-pixel]
+    low, high = np.minimum(left, above), np.maximum(left, above)
+    foretold = np.minimum(np.maximum(corner, low), high)
+    to_low, to_high = foretold - low, high - foretold
+    foretold += to_high * (to_low <= to_high >> 1)
+    foretold -= to_low * (to_high <= to_low >> 1)
+    return foretold
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

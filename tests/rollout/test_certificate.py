@@ -33,10 +33,13 @@ def frame(pose: Pose, stretch: float = 1.0, tint: float = 0.0) -> tuple[np.ndarr
     return rgb, depth, matrix.numpy().astype(float), LENS.numpy().astype(float), remembered
 
 
-def certificate(poses: list[Pose], stretches: list[float] | None = None, collisions: int = 0) -> dict:
+def certificate(
+    poses: list[Pose], stretches: list[float] | None = None, collisions: int = 0, together: int = 4
+) -> dict:
     certifier = Certifier()
-    for pose, stretch in zip(poses, stretches or [1.0] * len(poses), strict=True):
-        certifier.frame(*frame(pose, stretch))
+    frames = [frame(pose, stretch) for pose, stretch in zip(poses, stretches or [1.0] * len(poses), strict=True)]
+    for first in range(0, len(frames), together):
+        certifier.frames(*map(np.stack, zip(*frames[first : first + together], strict=True)))
     return certifier.certificate(collisions)
 
 
@@ -79,16 +82,28 @@ def test_turning_away_and_back_is_a_revisit() -> None:
 
 def test_nothing_to_compare_is_none_and_one_frame_is_enough() -> None:
     assert certificate([(0.0, 0.0, 0.0)])["remembered_share"] is None
-    rgb, depth, *rest = frame((0.0, 0.0, 0.0))
+    rgb, depth, *rest = (part[None] for part in frame((0.0, 0.0, 0.0)))
     certifier = Certifier()
     for _ in range(3):
-        certifier.frame(rgb, np.zeros_like(depth), *rest)
+        certifier.frames(rgb, np.zeros_like(depth), *rest)
     assert certifier.certificate(0)["reprojection_rel"] is None
 
 
 def test_memory_is_bounded() -> None:
     certifier = Certifier()
-    seen = frame((0.0, 0.0, 0.0))
-    for _ in range(4 * 4 * MAX_KEYFRAMES):
-        certifier.frame(*seen)
-    assert len(certifier._keyframes) <= MAX_KEYFRAMES
+    seen = [np.stack([part] * 64) for part in frame((0.0, 0.0, 0.0))]
+    for _ in range(4 * 4 * MAX_KEYFRAMES // 64):
+        certifier.frames(*seen)
+    assert certifier._keyframes is not None and len(certifier._keyframes.points) <= MAX_KEYFRAMES
+
+
+@pytest.mark.parametrize("together", [2, 7, 20])
+def test_it_does_not_matter_how_many_frames_come_at_once(together: int) -> None:
+    turn = [math.radians(8 * i) for i in range(6)]
+    poses = [(0.1 * i, 0.0, yaw) for i, yaw in enumerate([*turn, *turn[::-1]])] + [
+        (0.2 * i, 0.0, 0.0) for i in range(8)
+    ]
+    stretches = [1.0 + 0.01 * i for i in range(20)]
+    alone = certificate(poses, stretches, together=1)
+    assert alone["revisits"] > 0
+    assert certificate(poses, stretches, together=together) == alone

@@ -144,14 +144,14 @@ def test_a_mover_that_breaks_costs_its_episode(run_of: Any, tmp_path: Path, monk
 
 def test_a_full_disk_is_one_sentence_a_unit(run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_shard(run_of(), str(tmp_path / "whole"))
-    write, full = zipfile.ZipFile.writestr, True
+    header, full = zipfile.ZipInfo.FileHeader, True
 
-    def writestr(self: zipfile.ZipFile, entry: Any, data: bytes) -> None:
-        if full and entry.filename.startswith(("000002/depth/000003", "000003/rgb")):
+    def written(self: zipfile.ZipInfo, zip64: bool | None = None) -> bytes:
+        if full and self.filename.startswith(("000002/depth/000003", "000003/rgb")):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, entry, data)
+        return header(self, zip64)
 
-    monkeypatch.setattr(zipfile.ZipFile, "writestr", writestr)
+    monkeypatch.setattr(zipfile.ZipInfo, "FileHeader", written)
     outcome = run_shard(run_of(), str(tmp_path / "out"))
     assert (outcome.units, outcome.failed) == (2, 2)
     folder = RunFolder(tmp_path / "out")
