@@ -117,15 +117,7 @@ def main() -> None:
     clock, what = (time.thread_time, "CPU time") if arguments.threads == 1 else (time.perf_counter, "wall time")
 
     table = Table(title=f"One read of the memory, {arguments.threads} CPU thread(s), {what}, ways taken in turn")
-    for column in (
-        "points x views x h x w x C",
-        "way",
-        "median ms",
-        "min to max ms",
-        "x ours",
-        "x by footprint",
-        "same winners",
-    ):
+    for column in ("points x views x h x w x C", "way", "ms", "min to max", "x ours", "x by footprint", "same"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for size in arguments.sizes:
         room = a_room(*(int(n) for n in size.split("x")))
