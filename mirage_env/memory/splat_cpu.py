@@ -42,11 +42,6 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-def _compiled_into(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Kept with its callers only: numba cannot take a generator from a cache."""
-    return numba.njit(nogil=True, error_model="numpy")(unwrap(function))
-
-
 def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Where the compiler must see that the arrays of a loop are not each other."""
     return numba.njit(inline="always", error_model="numpy")(unwrap(function))
@@ -61,6 +56,15 @@ def _extent(bits: Any, size: int) -> tuple[Any, Any]:
         number = (bits[n] & _MAGNITUDE) <= _INFINITY
         least, most = min(least, rank if number else _INFINITY), max(most, rank if number else ~_INFINITY)
     return least ^ ((least >> _SIGN) & _MAGNITUDE), most ^ ((most >> _SIGN) & _MAGNITUDE)
+
+
+@_compiled
+def _room() -> Any:
+    """For a block of points, laid out: x, y, z and the corners of their box; and for what `_in_view` says of them."""
+    x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    cell, depth = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    inside, hits = np.empty(BLOCK, np.bool_), np.empty(BLOCK + 1, np.int32)
+    return (x, y, z, np.empty(3, np.float32), np.empty(3, np.float32)), (cell, depth, inside, hits)
 
 
 @_compiled
@@ -134,36 +138,33 @@ def _beyond(low: Any, high: Any, axes: Any, centre: Any, wide: Any, tall: Any) -
     return False
 
 
-@_compiled_into
-def _in_view(points: Any, axes: Any, centres: Any, height: int, width: int, cell: Any, depth: Any, hits: Any) -> Any:
-    """Block by block and view by view: yields the block's first row, the view, and how many points it shows.
-
-    Which of the block they are is then in `hits`, their cells of that view and z-depths in `cell` and `depth`.
-    """
-    x, y, z = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    low, corner, inside = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(BLOCK, np.bool_)
-    high, wide = np.float32(height), np.float32(width)
-    for start in range(0, len(points), BLOCK):
-        block = points[start : start + BLOCK]
-        _lay_out(block, x, y, z, low, corner)
-        for view in range(len(axes)):
-            axis, centre = axes[view], centres[view]
-            if not _beyond(low, corner, axis, centre, wide, high):
-                count = _project(x, y, z, len(block), axis, centre, height, width, cell, depth, inside, hits)
-                yield start, view, count
+@_compiled
+def _in_view(
+    x: Any, y: Any, z: Any, size: int, low: Any, high: Any, axes: Any, centre: Any, height: int, width: int,
+    cell: Any, depth: Any, inside: Any, hits: Any,
+) -> int:  # fmt: skip
+    """How many points of a block a view shows; which they are is then in `hits`, and where in `cell` and `depth`."""
+    if _beyond(low, high, axes, centre, np.float32(width), np.float32(height)):
+        return 0
+    return _project(x, y, z, size, axes, centre, height, width, cell, depth, inside, hits)
 
 
 @_compiled
 def _frontmost(points: Any, axes: Any, centres: Any, height: int, width: int, best: Any) -> None:
     """The smallest key of every cell, into `best`, which comes filled with `NONE`: the frontmost point."""
-    hits, cell, depth = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    (x, y, z, low, high), (cell, depth, inside, hits) = _room()
     bits = depth.view(np.int32)
-    for start, view, count in _in_view(points, axes, centres, height, width, cell, depth, hits):
-        first = view * height * width
-        for hit in range(count):
-            n = hits[hit]
-            here = first + cell[n]
-            best[here] = min(best[here], np.int64(bits[n]) << 32 | (start + n))
+    for start in range(0, len(points), BLOCK):
+        block = points[start : start + BLOCK]
+        _lay_out(block, x, y, z, low, high)
+        for view in range(len(axes)):
+            camera = axes[view], centres[view], height, width
+            count = _in_view(x, y, z, len(block), low, high, *camera, cell, depth, inside, hits)
+            first = view * height * width
+            for hit in range(count):
+                n = hits[hit]
+                here = first + cell[n]
+                best[here] = min(best[here], np.int64(bits[n]) << 32 | (start + n))
 
 
 @_compiled
@@ -175,16 +176,21 @@ def _note_surface(
     All points that may turn out to lie at most `reach` times as far are noted, their cells and keys; there must be room
     for every pair (which costs nothing until it is filled). Returns how many. No branch, as none could be predicted.
     """
-    hits, cell, depth = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    (x, y, z, low, high), (cell, depth, inside, hits) = _room()
     bits, noted = depth.view(np.int32), 0
-    for start, view, count in _in_view(points, axes, centres, height, width, cell, depth, hits):
-        first = view * height * width
-        for hit in range(count):
-            n = hits[hit]
-            deep, here = depth[n], first + cell[n]
-            front[here] = nearest = min(deep, front[here])
-            cell_of[noted], key_of[noted] = here, np.int64(bits[n]) << 32 | (start + n)
-            noted += int(deep <= nearest * reach)
+    for start in range(0, len(points), BLOCK):
+        block = points[start : start + BLOCK]
+        _lay_out(block, x, y, z, low, high)
+        for view in range(len(axes)):
+            camera = axes[view], centres[view], height, width
+            count = _in_view(x, y, z, len(block), low, high, *camera, cell, depth, inside, hits)
+            first = view * height * width
+            for hit in range(count):
+                n = hits[hit]
+                deep, here = depth[n], first + cell[n]
+                front[here] = nearest = min(deep, front[here])
+                cell_of[noted], key_of[noted] = here, np.int64(bits[n]) << 32 | (start + n)
+                noted += int(deep <= nearest * reach)
     return noted
 
 
@@ -242,11 +248,16 @@ def _mark_landed(
     points: Any, group: Any, axes: Any, centres: Any, height: int, width: int, first: int, landed: Any
 ) -> None:
     """landed[g, first + view, cell] becomes true where any point of group g falls into that cell."""
-    hits, cell, depth = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
-    for start, view, count in _in_view(points, axes, centres, height, width, cell, depth, hits):
-        for hit in range(count):
-            n = hits[hit]
-            landed[group[start + n], first + view, cell[n]] = True
+    (x, y, z, low, high), (cell, depth, inside, hits) = _room()
+    for start in range(0, len(points), BLOCK):
+        block = points[start : start + BLOCK]
+        _lay_out(block, x, y, z, low, high)
+        for view in range(len(axes)):
+            camera = axes[view], centres[view], height, width
+            count = _in_view(x, y, z, len(block), low, high, *camera, cell, depth, inside, hits)
+            for hit in range(count):
+                n = hits[hit]
+                landed[group[start + n], first + view, cell[n]] = True
 
 
 @_compiled

@@ -1,7 +1,9 @@
 import math
+import weakref
 from collections.abc import Iterator
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import project
 from mirage_env.memory.reference import splat_by_loops
-from mirage_env.memory.splat import Cloud, frontmost, splat, splat_many
+from mirage_env.memory.splat import Cloud, frontmost, landed, splat, splat_many
 from mirage_env.types import Cameras, Readout
 
 SPLAT = import_module("mirage_env.memory.splat")  # the package's own name for it is the function
@@ -325,6 +327,19 @@ def test_ragged_worlds_are_read_together() -> None:
     assert splat_many([], []) == []
     with pytest.raises(InvalidValueError, match="4 clouds need as many lists of cameras, got 3"):
         splat_many(clouds, cameras[:3])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_read_keeps_nothing(share: float) -> None:
+    """Compiled code counts references by itself, and a walk reads for a week."""
+    array = np.tile(np.float32([0.1, 0.1, 1.0]), (3000, 1))
+    kept = weakref.ref(array)
+    points, group = torch.from_numpy(array), torch.zeros(3000, dtype=torch.int64)
+    shown = splat(points, torch.ones(3000, 2), torch.arange(3000), straight_ahead(), torch.ones(3000), share)
+    marks = landed(points, group, 1, straight_ahead())
+    assert bool(shown.visible.any()) and bool(marks.any())
+    del array, points
+    assert kept() is None
 
 
 def test_mixed_devices_and_dtypes_are_refused(unchecked: None) -> None:
