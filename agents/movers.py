@@ -35,4 +35,4 @@ def policy(env: WalkEnv, rng: np.random.Generator, path: str, config: str) -> Ag
     from mirage_env.agents.policy import PolicyAgent
     from mirage_env.agents.ppo import CHECKPOINT
 
-    return AgentMover(env, rng, PolicyAgent(Path(path) / CHECKPOINT, env, load(config).ppo))
+    return AgentMover(env, rng, PolicyAgent(Path(path).expanduser() / CHECKPOINT, env, load(config).ppo))

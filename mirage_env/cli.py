@@ -751,6 +751,7 @@ def rollout_run(
     run = _run_of(file, [*(overrides or []), *([f"keep={keep}"] if keep is not None else [])])
     part, total, place = shard_from_text(shard, os.environ), run.config.units, RunFolder(folder)
     if dry_run:
+        run.check()
         todo = [unit for unit in mine(total, part) if not place.exists(unit)]
         _say(f"{len(todo)} of {total} units would be generated, as shard {part[0]} of {part[1]}; for example")
         for job in run.jobs(todo[0]) if todo else []:

@@ -13,7 +13,7 @@ import numpy as np
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count, check_number
 from mirage_env.rollout.inputs import Input, read_inputs
 from mirage_env.rollout.keep import parse_keep
-from mirage_env.rollout.movers import MOVERS, camera_files
+from mirage_env.rollout.movers import MOVERS, camera_files, check_mover
 from mirage_env.rollout.store import Layout
 
 TAKEN = ("image", "images", "max_episode_steps", "obs_mode", "render_mode")
@@ -101,6 +101,11 @@ class Run:
     def follows_files(self) -> bool:
         """Whether any episode follows a camera file."""
         return self.config.mover == "cameras" or any(row.trajectory for row in self.inputs)
+
+    def check(self) -> None:
+        """Raises MirageError, in one sentence, where no episode could begin: its pictures, its mover. Costs little."""
+        check_mover(self.config.mover, self.config.mover_kwargs)
+        assert self.inputs
 
     def jobs(self, unit: int) -> list[Job]:
         """The episodes of a unit."""

@@ -7,8 +7,9 @@ A mover lives for one episode. It may be any callable `make(env, rng, **mover_kw
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,17 +48,45 @@ def env_kwargs(mover: str) -> dict[str, Any]:
     return {"action_mode": "planar"} if mover in ("walk", "loop") else {}
 
 
+def check_mover(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Raises InvalidValueError, in one sentence, for a mover that is not there or does not take these arguments, and
+    for a `path` of its own movers that does not exist. Needs no environment."""
+    if name == "cameras":
+        files = camera_files(kwargs.get("path"))
+        if more := sorted(set(kwargs) - {"path"}):
+            raise InvalidValueError(f"the mover cameras takes mover_kwargs.path alone, got {', '.join(more)} too")
+        if len(files) == 1:  # one of many may fail, and the others go on
+            follow_path(files[0])
+        return
+    maker = _maker(name)
+    try:
+        inspect.signature(maker).bind(None, None, **kwargs)
+    except TypeError as error:
+        raise _refused(name, kwargs, error) from None
+    path = kwargs.get("path")
+    if name in MOVERS and path is not None and not Path(path).expanduser().exists():
+        raise InvalidValueError(f'mover_kwargs.path of the mover "{name}": nothing is at {path}; name what exists')
+
+
 def make_mover(name: str, env: WalkEnv, rng: np.random.Generator, **kwargs: Any) -> Mover:
     """The mover of that name; raises InvalidValueError where it is not there or does not take the arguments."""
-    module, _, attribute = MOVERS.get(name, name).partition(":")
-    try:
-        maker = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InvalidValueError(f'the mover "{name}" cannot be loaded ({error}); name it as module:name') from None
+    maker = _maker(name)
     try:
         return maker(env, rng, **kwargs)
     except TypeError as error:
-        raise InvalidValueError(f'the mover "{name}" does not take mover_kwargs {kwargs} ({error})') from None
+        raise _refused(name, kwargs, error) from None
+
+
+def _maker(name: str) -> Callable[..., Mover]:
+    module, _, attribute = MOVERS.get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InvalidValueError(f'the mover "{name}" cannot be loaded ({error}); name it as module:name') from None
+
+
+def _refused(name: str, kwargs: Mapping[str, Any], error: TypeError) -> InvalidValueError:
+    return InvalidValueError(f'the mover "{name}" does not take mover_kwargs {dict(kwargs)} ({error})')
 
 
 class Walk:

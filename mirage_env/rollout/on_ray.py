@@ -29,6 +29,7 @@ def run_on_ray(
     except ImportError:
         raise InvalidValueError("--workers ray needs ray; install it with: pip install 'mirage-env[ray]'") from None
 
+    run.check()
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)

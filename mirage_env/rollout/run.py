@@ -73,10 +73,15 @@ class Worker:
     """Environments to generate units with, made once. Any number of workers may share a folder."""
 
     def __init__(self, run: Run):
-        """Raises MirageError, in one sentence, where the environment cannot be made as configured."""
+        """Raises MirageError, in one sentence, where the environment or the mover cannot be made as configured."""
+        run.check()
         self.run, self.keep = run, parse_keep(run.config.keep)
         self.vector = _make(run, run.config.mover)
         """What the run's mover moves."""
+        if run.config.mover in movers.MOVERS:  # a checkpoint of other observations is told now; others may need a reset
+            movers.make_mover(
+                run.config.mover, self.vector.envs[0], np.random.default_rng(0), **run.config.mover_kwargs
+            )
         mixed = run.config.mover != "cameras" and run.follows_files  # by rows of a manifest: they need other actions
         self._followers = _make(run, "cameras") if mixed else self.vector
         world = self.vector.world

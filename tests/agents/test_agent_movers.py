@@ -7,8 +7,7 @@ import pytest
 from mirage_env.errors import WeightsError
 from mirage_env.rollout.config import Run, RunConfig
 from mirage_env.rollout.folder import RunFolder
-from mirage_env.rollout.movers import make_mover
-from mirage_env.rollout.run import Worker, run_shard
+from mirage_env.rollout.run import run_shard
 
 SIMULATED = {"env": "MirageSim-v0", "episodes": 1, "steps": 12, "env_kwargs": {"size": [32, 32]}}
 
@@ -23,8 +22,9 @@ def test_the_explorer_moves_a_rollout(tmp_path: Path, action_mode: str) -> None:
     assert turned.max() > 0.9  # it begins with a look around
 
 
-def test_a_policy_needs_its_checkpoint(tmp_path: Path) -> None:
-    worker = Worker(Run(RunConfig(**{**SIMULATED, "env_kwargs": {"size": [32, 32], "obs": ["rgb", "depth_u8"]}})))
-    env = worker.vector.envs[0]
+def test_a_policy_needs_its_checkpoint_before_anything_is_written(tmp_path: Path) -> None:
+    kwargs = {"path": str(tmp_path), "config": "explore"}
+    about = {**SIMULATED, "env_kwargs": {"size": [32, 32], "obs": ["rgb", "depth_u8"]}, "mover": "policy"}
     with pytest.raises(WeightsError, match="no checkpoint at"):
-        make_mover("policy", env, env.np_random, path=str(tmp_path), config="explore")
+        run_shard(Run(RunConfig(**{**about, "mover_kwargs": kwargs})), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -96,3 +96,23 @@ def test_bad_movers_are_one_sentence(tmp_path: Path) -> None:
         movers.camera_files(None)
     with pytest.raises(InvalidValueError, match="no camera files at"):
         movers.camera_files(str(tmp_path))
+
+
+def test_movers_are_checked_without_an_environment(tmp_path: Path) -> None:
+    still = tmp_path / "still.json"
+    still.write_text(json.dumps([np.eye(4).tolist()]))
+    for name, kwargs, message in (
+        ("no:where", {}, 'the mover "no:where" cannot be loaded'),
+        ("walk", {"speed": 3}, r"does not take mover_kwargs \{'speed': 3\}"),
+        ("explorer", {"path": "x"}, "does not take mover_kwargs"),
+        ("policy", {"config": "explore"}, "missing a required argument: 'path'"),
+        ("policy", {"path": str(tmp_path / "gone"), "config": "explore"}, "nothing is at .*gone"),
+        ("cameras", {}, "the mover cameras needs"),
+        ("cameras", {"path": str(tmp_path / "gone.txt")}, "no camera files at .*gone.txt"),
+        ("cameras", {"path": str(still), "speed": 3}, "takes mover_kwargs.path alone, got speed too"),
+        ("cameras", {"path": str(still)}, "has one camera"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            movers.check_mover(name, kwargs)
+    movers.check_mover("loop", {"bend": 0.1})
+    movers.check_mover("policy", {"path": str(tmp_path), "config": "explore"})

@@ -81,6 +81,21 @@ def test_a_dry_run_says_what_would_be_done(mirage_env: Command, run_yaml: Path, 
     assert "0 of 3 units would be generated" in mirage_env(*command)[1]
 
 
+def test_a_wrong_path_of_a_mover_is_told_before_anything_is_written(
+    mirage_env: Command, run_yaml: Path, tmp_path: Path
+) -> None:
+    gone = f"mover_kwargs.path={tmp_path / 'gone'}"
+    for values in (("mover=cameras", gone), ("mover=policy", gone, "mover_kwargs.config=explore"), ("mover=no:where",)):
+        for command in (
+            ("run", run_yaml, *values, "--out", tmp_path / "out"),
+            ("run", run_yaml, *values, "--out", tmp_path / "out", "--dry-run"),
+            ("plan", run_yaml, *values),
+        ):
+            code, said = mirage_env("rollout", *command)
+            assert code == 2 and ("gone" in said or "no:where" in said)
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_and_replaced_values(mirage_env: Command, run_yaml: Path, tmp_path: Path) -> None:
     """The number of shards changes on the way, and so does who says it: the same bytes as of one worker."""
     values = ("steps=3", "env_kwargs.chunk=2", "seed=7")
