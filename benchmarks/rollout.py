@@ -9,18 +9,22 @@ python benchmarks/rollout.py --memory                  a thousand short episodes
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +33,7 @@ from mirage_env.rollout import movers
 from mirage_env.rollout.config import Run, RunConfig
 from mirage_env.rollout.folder import RunFolder
 from mirage_env.rollout.plan import plan
-from mirage_env.rollout.run import Worker
+from mirage_env.rollout.run import Worker, mine
 
 
 def raw(worker: Worker, unit: int) -> int:
@@ -54,12 +58,11 @@ def raw(worker: Worker, unit: int) -> int:
     return len(jobs) * (run.config.steps + 1)
 
 
-def stored(worker: Worker, unit: int) -> tuple[int, int]:
-    """Frames and bytes of the same unit on disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        sidecar = worker.generate(RunFolder(folder), unit)
+def stored(worker: Worker, unit: int, folder: str) -> int:
+    """Frames of the same unit, on disk."""
+    sidecar = worker.generate(RunFolder(folder), unit)
     assert sidecar is not None
-    return sum(episode["frames"] for episode in sidecar["episodes"]), sidecar["bytes"]
+    return sum(episode["frames"] for episode in sidecar["episodes"])
 
 
 T = TypeVar("T")
@@ -75,54 +78,88 @@ def timed(work: Callable[[], T]) -> tuple[T, float, float]:
 def overhead(config: RunConfig, repeats: int) -> tuple[list[tuple[str, float]], str]:
     """(name, frames a second) of raw stepping and of storing, side by side so that other load weighs on both."""
     worker = Worker(Run(config))
-    stored(worker, 0)  # warm
     ratios, speeds = [], []
-    for repeat in range(repeats):
-        pair = [lambda: raw(worker, 0), lambda: stored(worker, 0)[0]]
-        order = (0, 1) if repeat % 2 else (1, 0)
-        times = {index: timed(pair[index]) for index in order}
+    for repeat in range(-1, repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            pair = [lambda: raw(worker, 0), lambda: stored(worker, 0, folder)]
+            times = {index: timed(pair[index]) for index in ((0, 1) if repeat % 2 else (1, 0))}
         (frames, alone, alone_busy), (_, seconds, busy) = times[0], times[1]
-        ratios.append((seconds / alone, busy / alone_busy))
-        speeds.append((frames / alone, frames / seconds))
+        if repeat >= 0:  # the first ones warm
+            ratios.append((seconds / alone, busy / alone_busy))
+            speeds.append((frames / alone, frames / seconds))
     clock, busy = (100 * (statistics.median(values) - 1) for values in zip(*ratios, strict=True))
     rows = list(zip(("raw stepping", "stored"), map(statistics.median, zip(*speeds, strict=True)), strict=True))
     return rows, f"overhead over raw stepping {clock:+.1f} %, of processor time {busy:+.1f} %"
 
 
-def by_command(config: RunConfig, workers: int, ray: bool) -> tuple[float, float, float]:
-    """Frames a second once every worker has finished a unit, the seconds of the whole command, and bytes a frame."""
+def sharded(config: RunConfig, shards: int) -> tuple[float, float, float]:
+    """Frames a second from when every worker is warm until the last one is done, the seconds with their start, and
+    bytes a frame. Each worker is a process with one thread, as ray's are."""
+    processes = multiprocessing.get_context("spawn")
+    ready = processes.Barrier(shards + 1)
+    with tempfile.TemporaryDirectory() as out:
+        work = [processes.Process(target=_shard, args=(config, out, (i, shards), ready)) for i in range(shards)]
+        start = time.perf_counter()
+        for process in work:
+            process.start()
+        ready.wait()
+        begun = time.time()
+        for process in work:
+            process.join()
+        seconds = time.perf_counter() - start
+        assert [process.exitcode for process in work] == [0] * shards
+        found, end = RunFolder(out).status(), _ends(out)[-1]
+    return found.frames / (end - begun), seconds, found.bytes / found.frames
+
+
+def _ends(out: str | Path) -> list[float]:
+    """When each unit was whole, one after another."""
+    return sorted(path.stat().st_mtime for path in Path(out).glob("units/*/*.json"))
+
+
+def _shard(config: RunConfig, out: str, shard: tuple[int, int], ready: threading.Barrier) -> None:
+    torch.set_num_threads(1)
+    worker = Worker(Run(config))
+    with tempfile.TemporaryDirectory() as elsewhere:  # what comes first is slower
+        stored(worker, 0, elsewhere)
+    ready.wait()
+    assert worker.run_units(RunFolder(out), mine(config.units, shard)).failed == 0
+
+
+def by_ray(config: RunConfig, workers: int) -> tuple[float, float, float]:
+    """The same of `--workers ray:N`, by the whole command: frames a second once so many units are done as there are
+    workers."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "run.yaml", Path(folder) / "out"
         file.write_text(yaml.safe_dump({k: v for k, v in vars(config).items() if v is not None}))
         command = [sys.executable, "-m", "mirage_env.cli", "rollout", "run", str(file), "--out", str(out)]
-        more = [["--workers", f"ray:{workers}"]] if ray else [["--shard", f"{i}/{workers}"] for i in range(workers)]
-        start = time.perf_counter()
         alike = {**os.environ, "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"}  # ray's own are nicer: 15
-        running = [subprocess.Popen([*command, *m], stdout=subprocess.DEVNULL, env=alike) for m in more]
-        assert [process.wait() for process in running] == [0] * len(running)
+        start = time.perf_counter()
+        subprocess.run([*command, "--workers", f"ray:{workers}"], stdout=subprocess.DEVNULL, env=alike, check=True)
         seconds = time.perf_counter() - start
         found = RunFolder(out).status()
-        ends = sorted(path.stat().st_mtime for path in out.glob("units/*/*.json"))
-        at_once = min(workers, os.cpu_count() or 1) if ray else workers  # ray starts no more than there are processors
-        share = (len(ends) - at_once) / len(ends)
-        return share * found.frames / (ends[-1] - ends[at_once - 1]), seconds, found.bytes / found.frames
+        ends = _ends(out)
+        share = (len(ends) - workers) / len(ends)
+        return share * found.frames / (ends[-1] - ends[workers - 1]), seconds, found.bytes / found.frames
 
 
 def table(arguments: argparse.Namespace, console: Console) -> None:
-    lines = Table("pixels", "", "frames/s", "kB/frame", "whole command, s")
+    lines = Table("pixels", "", "frames/s", "kB/frame", "with start, s")
     for side in arguments.sizes:
         kwargs = {"size": [side, side], "chunk": arguments.chunk, "collision": "none"}
         config = RunConfig(episodes=arguments.episodes, steps=arguments.steps, env_kwargs=kwargs)
-        rows, told = overhead(replace(config, episodes=4, episodes_a_unit=4), arguments.repeats)
+        repeats = max(3, arguments.repeats * 64**2 // side**2)  # a larger picture takes longer, and is steadier
+        rows, told = overhead(replace(config, episodes=4, episodes_a_unit=4), repeats)
         console.print(f"{side} px: {told}")
         for name, speed in rows:
-            lines.add_row(str(side), f"{name}, one process", f"{speed:.1f}")
-        config = replace(config, episodes_a_unit=max(1, arguments.episodes // (2 * max(arguments.shards, default=1))))
-        for workers in arguments.shards:
-            for ray in (False, True)[: 1 + arguments.ray]:
-                speed, seconds, size = by_command(config, workers, ray)
-                name = f"{workers} {'ray workers' if ray else 'shards'}"
-                lines.add_row(str(side), name, f"{speed:.1f}", f"{size / 1e3:.1f}", f"{seconds:.0f}")
+            lines.add_row(str(side), f"{name}, this process", f"{speed:.1f}")
+        most = max([*arguments.shards, arguments.ray])
+        config = replace(config, episodes_a_unit=max(1, arguments.episodes // (2 * max(most, 1))))
+        work = [(f"{count} shards", partial(sharded, config, count)) for count in arguments.shards]
+        work += [(f"{arguments.ray} ray workers", partial(by_ray, config, arguments.ray))] * bool(arguments.ray)
+        for name, measured in work:
+            speed, seconds, size = measured()
+            lines.add_row(str(side), name, f"{speed:.1f}", f"{size / 1e3:.1f}", f"{seconds:.0f}")
     console.print(lines)
 
 
@@ -169,12 +206,12 @@ def memory(episodes: int, console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--episodes", type=int, default=16, help="of each whole command")
+    parser.add_argument("--episodes", type=int, default=16, help="of each row of shards and of ray")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--chunk", type=int, default=8)
-    parser.add_argument("--shards", type=int, nargs="*", default=[1, 2], help="whole commands; none: leave them out")
-    parser.add_argument("--ray", action="store_true", help="and the same numbers of ray workers")
-    parser.add_argument("--repeats", type=int, default=5, help="of raw stepping beside storing")
+    parser.add_argument("--shards", type=int, nargs="*", default=[1, 2], help="processes; none: leave them out")
+    parser.add_argument("--ray", type=int, nargs="?", const=2, default=0, help="and so many ray workers (2)")
+    parser.add_argument("--repeats", type=int, default=5, help="of raw stepping beside storing, at 64 pixels")
     parser.add_argument("--plan", action="store_true", help="instead: plan beside the truth")
     parser.add_argument("--memory", type=int, nargs="?", const=1000, help="instead: so many short episodes")
     arguments = parser.parse_args()
