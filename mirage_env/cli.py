@@ -184,7 +184,7 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            help="render, codec, perception, latents, refiner, denoiser, walks, finetune or decoder; the paper's "
+            help="render, codec, perception, latents, refiner, denoiser, walks, finetune or invention; the paper's "
             "backbone, branch or lora, where the recipe has them; all: one after another."
         ),
     ] = "all",

@@ -624,9 +624,6 @@ def _load_world(preset: str, size: tuple[int, int], device: str, weights: str | 
     codec, denoiser = WanCodec(config.codec), Denoiser(config.denoiser)
     load_weights(files["codec"], codec, "codec")
     hashes = {part: sha256_of(path) for part, path in files.items() if path.exists()}
-    if (path := folder / "decoder.safetensors").exists():  # the last stage of training; the latents are the codec's
-        load_weights(path, codec.decoder, "decoder", codec_hash=hashes["codec"])
-        hashes["decoder"] = sha256_of(path)
     perception: Perception
     if isinstance(config.perception, PerceptionConfig):
         perception = TinyPerception(config.perception)

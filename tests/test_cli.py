@@ -141,19 +141,16 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert mirage_env(monkeypatch, "train", "--smoke", "--out", str(tmp_path), "--device", "cpu") == 0
-    stages = ("codec", "perception", "refiner", "backbone", "branch", "lora", "denoiser", "finetune", "decoder")
+    stages = ("codec", "perception", "refiner", "backbone", "branch", "lora", "denoiser", "finetune", "invention")
     for name in stages:
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [2, 4]
         with Image.open(tmp_path / f"{name}.png") as strip:
             assert strip.height in (2 * 64, 3 * 64, 4 * 64)  # rows of pictures of 64 pixels
         assert list((tmp_path / "tensorboard" / name).iterdir())
-    trained = {
-        part: sha256_of(tmp_path / f"{stage}.safetensors")
-        for part, stage in (("denoiser", "finetune"), ("decoder", "decoder"))
-    }
+    trained = {"denoiser": sha256_of(tmp_path / "invention.safetensors")}  # the stage that was finished last
     env = gym.make("mirage_env:Mirage-v0", size=(64, 64), device="cpu", weights=tmp_path)
-    assert env.unwrapped.world.weights.items() >= trained.items()  # the stages that were finished last
+    assert env.unwrapped.world.weights.items() >= trained.items()
     env.reset(seed=0)
     assert env.step([1.0, 0.0, 0.0])[0]["rgb"].shape == (64, 64, 3)
     own = ("--weights", tmp_path / "weights", "--beside", f"two-stage={tmp_path}", "--size", "64", "--device", "cpu")
@@ -170,12 +167,12 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     [
         (
             ["codex"],
-            'unknown training stage "codex"; known are all, codec, decoder, denoiser, finetune, latents',
+            'unknown training stage "codex"; known are all, codec, denoiser, finetune, invention, latents',
         ),
         (
             ["--recipe", "mirage-tny"],
-            'unknown recipe "mirage-tny"; known are mirage-tiny, mirage-tiny-two-stage, smoke, wan2.2-ti2v-5b; '
-            'did you mean "mirage-tiny"?',
+            'unknown recipe "mirage-tny"; known are mirage-tiny, mirage-tiny-long, '
+            'mirage-tiny-rgb, mirage-tiny-two-stage, smoke, wan2.2-ti2v-5b; did you mean "mirage-tiny"?',
         ),
         (["codec", "--device", "tpu"], 'device must be auto, cpu or an available cuda, got "tpu"; use cpu'),
     ],

@@ -141,11 +141,6 @@ class WanCodec(nn.Module):
         return cls(config, vae)
 
     @property
-    def decoder(self) -> nn.ModuleDict:
-        """All that a latent passes through on its way back to a picture."""
-        return nn.ModuleDict({"post_quant_conv": self.vae.post_quant_conv, "decoder": self.vae.decoder})
-
-    @property
     def channels(self) -> int:
         return self.config.channels
 

@@ -129,7 +129,7 @@ class ChunkStage(Stage):
         rng = np.random.default_rng(generator.initial_seed())
         shares = np.array([len(source) * source.frames for source in self.sources], dtype=float)
         which = int(rng.choice(len(self.sources), p=shares / shares.sum()))
-        n = int(rng.choice(self.loss.chunks))
+        n = min(int(rng.choice(self.loss.chunks)), self.sources[which].frames - 1)
         overlaps = self.sources[which].overlaps(n)
         overlap = overlaps[int(rng.integers(0, len(overlaps)))]
         clips = rng.integers(0, len(self.sources[which]) - self.held_out, self.loss.batch)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mirage_env.codec.wan import WanCodec, to_float
 from mirage_env.perception.tiny import TinyPerception
@@ -29,10 +28,6 @@ def depth_name(perception_hash: str) -> str:
 
 def walked_name(denoiser_hash: str) -> str:
     return f"walked-{denoiser_hash[:12]}"
-
-
-def denoised_name(denoiser_hash: str) -> str:
-    return f"{walked_name(denoiser_hash)}-denoised"
 
 
 def encode_latents(store: ClipStore, codec: WanCodec, codec_hash: str, report: Report, device: str = "cpu") -> None:
@@ -87,21 +82,13 @@ def predict_depth(
 def walk_clips(store: ClipStore, model: WorldModel, denoiser_hash: str, count: int, chunk: int, report: Report) -> None:
     """Adds walks of `model` along the first `count` clips, once for its denoiser: what a rollout holds of every frame.
 
-    Three arrays of `count` rows: image latents of the generated frames (the first frame is the true one), what the
-    denoiser gave before it was decoded and encoded anew, and the depth seen in the frames, in metres. A denoiser that
-    learns from the first meets its own errors before its user does; a decoder learns to show the second.
+    Two arrays of `count` rows: image latents of the generated frames (the first frame is the true one), and the depth
+    seen in them, in metres. A denoiser that learns from them meets its own errors before its user does.
     """
     name, frames = walked_name(denoiser_hash), store.config.frames
     count = min(count, len(store))
-    chunks: list[Tensor] = []
 
-    def decode(latents: Tensor, overlap: Tensor) -> Tensor:
-        chunks.append(latents[0])
-        return model.parts["decode"](latents, overlap)
-
-    walker = model.with_parts(decode=decode)
-
-    def fill(latents: np.ndarray, denoised: np.ndarray, depth: np.ndarray) -> None:
+    def fill(latents: np.ndarray, depth: np.ndarray) -> None:
         rgb = store.array("rgb")
         for i in range(count):
             cameras = store.cameras(np.full(frames, i), np.arange(frames))
@@ -109,20 +96,17 @@ def walk_clips(store: ClipStore, model: WorldModel, denoiser_hash: str, count: i
             floor_y = float(-poses[0, 1, 3])  # a world's origin is its first camera, a clip's lies on its floor
             poses[:, :3, 3] -= cameras.world_from_camera[0, :3, 3]
             cameras = replace(cameras, world_from_camera=poses)
-            first, state = walker.begin(SceneSpec(poses[0], cameras.intrinsics_px[0], floor_y, rgb[i, 0]), seed=i)
+            first, state = model.begin(SceneSpec(poses[0], cameras.intrinsics_px[0], floor_y, rgb[i, 0]), seed=i)
             walk = [first]
-            chunks.clear()
             for start in range(1, frames, chunk):
-                part, state = walker.advance(state, cameras[start : start + chunk])
+                part, state = model.advance(state, cameras[start : start + chunk])
                 walk.append(part)
             with torch.inference_mode(), model.precision():
                 seen = model.codec.encode(to_float(torch.cat([part.rgb for part in walk])))
             latents[i] = seen.float().cpu().numpy()
-            denoised[i] = torch.cat([seen[:1].float(), *chunks]).cpu().numpy()
             depth[i] = torch.cat([part.depth_m for part in walk]).cpu().numpy()
             report(i + 1, count)
 
-    if not all(map(store.has, (name, denoised_name(denoiser_hash), f"{name}-depth"))):
-        cells = (model.codec.channels, *model.latent_size)
-        shapes = {name: cells, denoised_name(denoiser_hash): cells, f"{name}-depth": store.config.size}
+    if not all(map(store.has, (name, f"{name}-depth"))):
+        shapes = {name: (model.codec.channels, *model.latent_size), f"{name}-depth": store.config.size}
         store.add(shapes, fill, rows=count)

@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,6 +102,14 @@ class Stage(ABC):
     @abstractmethod
     def losses(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of the batch, computed in the loop's precision; "loss" is the one that is minimised."""
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """What else a checkpoint must hold for `restore`: what the stage itself learns beside `parameters`."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `extra_state` gave."""
+        assert not state
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -311,6 +319,7 @@ def _save(
     for n, p in parameters.items():
         for key, value in optimizer.state[p].items():
             tensors[f"optimizer.{n}.{key}"] = value
+    tensors |= {f"extra.{n}": t for n, t in stage.extra_state().items()}
     metadata = {
         "stage": stage.name,
         "codec_hash": stage.codec_hash,
@@ -355,4 +364,5 @@ def _load(
         prefix = f"optimizer.{n}."
         of_p = {k[len(prefix) :]: v for k, v in stored.items() if k.startswith(prefix)}
         optimizer.state[p] = {k: _share(v, p) if v.dim() else v.to(p.device) for k, v in of_p.items()}
+    stage.restore({k[6:]: v for k, v in stored.items() if k.startswith("extra.")})
     return metadata["step"], metadata["seconds"]

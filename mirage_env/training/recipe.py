@@ -1,7 +1,7 @@
 """The whole way from nothing to the weights of a preset.
 
 render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
-and is fine-tuned on its own walks, and the codec's decoder learns to show them. In place of joint training a recipe may
+and is fine-tuned on its own walks; last it learns to invent, against a critic. In place of joint training a recipe may
 have the paper's stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
 """
 
@@ -34,8 +34,8 @@ from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
-from mirage_env.training.decoder import DecoderLossConfig, DecoderStage
 from mirage_env.training.full_size import AdapterRecipe, adapter_stage
+from mirage_env.training.invention import InventionLossConfig, InventionStage
 from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, Stage, Training, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
@@ -50,16 +50,18 @@ if TYPE_CHECKING:
 
 STAGES = (
     "render", "codec", "perception", "latents", "refiner", "backbone", "branch", "lora",
-    "denoiser", "walks", "finetune", "decoder",
+    "denoiser", "walks", "finetune", "invention",
 )  # fmt: skip
 """In their order; a recipe has those that it has a YAML for, and what they need."""
 _GOES_ON_FROM = {
-    "denoiser": "refiner",
-    "finetune": "denoiser",
-    "backbone": "refiner",
-    "branch": "backbone",
-    "lora": "branch",
+    "denoiser": ("refiner",),
+    "finetune": ("denoiser",),
+    "invention": ("finetune", "denoiser"),
+    "backbone": ("refiner",),
+    "branch": ("backbone",),
+    "lora": ("branch",),
 }
+"""The first of them that a recipe has."""
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
 
@@ -89,10 +91,10 @@ class WalkTraining(WorldTraining):
 
 
 @dataclass(frozen=True)
-class DecoderTraining(Training):
-    """On the walks that `WalkTraining` asks for."""
+class InventionTraining(Training):
+    """Goes on from the denoiser's weights."""
 
-    loss: DecoderLossConfig = field(default_factory=DecoderLossConfig)
+    loss: InventionLossConfig = field(default_factory=InventionLossConfig)
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,14 @@ class Recipe:
     backbone: WorldTraining | None = None
     branch: WorldTraining | None = None
     lora: LoraTraining | None = None
-    decoder: DecoderTraining | None = None
+    invention: InventionTraining | None = None
 
     def __post_init__(self) -> None:
-        for stage, before in (_GOES_ON_FROM | {"decoder": "finetune"}).items():
-            if before != "refiner" and getattr(self, stage) and not getattr(self, before):
-                raise InvalidValueError(f"stage {stage} goes on from stage {before}, which the recipe lacks; add it")
+        for stage, before in _GOES_ON_FROM.items():
+            if before != ("refiner",) and getattr(self, stage) and not any(getattr(self, x) for x in before):
+                raise InvalidValueError(
+                    f"stage {stage} goes on from stage {before[-1]}, which the recipe lacks; add it"
+                )
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -145,8 +149,7 @@ class Recipe:
 
     def before(self, stage: str) -> str | None:
         """The stage whose denoiser this one goes on from, where there is one."""
-        before = _GOES_ON_FROM.get(stage)
-        return before if before in self.stages else None
+        return next((x for x in _GOES_ON_FROM.get(stage, ()) if x in self.stages), None)
 
 
 def load_recipe(source: str | Path) -> Recipe | AdapterRecipe:
@@ -259,12 +262,6 @@ def _learn(
         job = CodecStage(preset.codec, training.loss, *pictures, device=place)
     elif stage == "perception":
         job = PerceptionStage(_eyes(preset), training.loss, stores, device=place)
-    elif stage == "decoder":
-        codec, codec_hash = _codec(preset, folder)
-        walked_by = sha256_of(folder / "denoiser.safetensors")
-        with _first_process_first(accelerator):
-            _, photographs = _pictures(stores, recipe, photos, folder)
-        job = DecoderStage(codec, codec_hash, training.loss, stores, walked_by, photographs, device=place)
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
@@ -278,7 +275,7 @@ def _learn(
             memory = make_memory(preset.memory, codec.encode) if fresh else _memory(preset, folder, codec)
         if stage == "lora":
             check_extra("train", "peft")
-        job = WorldStage(
+        job = (InventionStage if stage == "invention" else WorldStage)(
             preset.denoiser, training.loss, memory, stores, codec, codec_hash, perception_hash, device=place,
             name=cast("WorldStageName", stage), start=start, walked_by=start_hash if stage == "finetune" else None,
             lora=training.lora if stage == "lora" else None,
@@ -309,7 +306,7 @@ def _publish(folder: Path, stage: str) -> None:
     """Puts a finished stage's weights where `load_world` looks for those of a training."""
     place = folder / "weights"
     place.mkdir(exist_ok=True)
-    names = {part: part for part in ("codec", "perception", "memory", "decoder")}
+    names = {part: part for part in ("codec", "perception", "memory")}
     if stage not in names:
         names["denoiser"] = stage
     for part, name in names.items():

@@ -27,7 +27,7 @@ from mirage_env.training.latents import depth_name, latents_name, walked_name
 from mirage_env.training.log import rows_of_pictures
 from mirage_env.weights import save_weights
 
-WorldStageName = Literal["refiner", "denoiser", "finetune", "backbone", "branch", "lora"]
+WorldStageName = Literal["refiner", "denoiser", "finetune", "backbone", "branch", "lora", "invention"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class WorldLossConfig(ChunkConfig):
     """At most this noise level on the clean frames, told through their timestep; `history_noise` is not told."""
     walked: float = 0.5
     """Share of samples whose past is a walk of an earlier model, where the stores hold one; see `walk_clips`."""
+    strides: tuple[int, ...] = (1,)
+    """Every clip is also met with only every so many-th frame: an agent's steps are longer than a film's."""
 
 
 class SimulatorClips:
@@ -48,9 +50,16 @@ class SimulatorClips:
     key_stride = 1
 
     def __init__(
-        self, store: ClipStore, loss: WorldLossConfig, codec_hash: str, perception_hash: str, walked_by: str | None
+        self,
+        store: ClipStore,
+        loss: WorldLossConfig,
+        codec_hash: str,
+        perception_hash: str,
+        walked_by: str | None,
+        stride: int = 1,
     ):
-        self.store, self.loss, self.frames = store, loss, store.config.frames
+        self.store, self.loss, self.moments = store, loss, slice(None, None, stride)
+        self.frames = -(-store.config.frames // stride)
         self.latents, self.depth_name = store.array(latents_name(codec_hash)), depth_name(perception_hash)
         self.walks = None if walked_by is None else walked_name(walked_by)
 
@@ -65,16 +74,17 @@ class SimulatorClips:
         if self.walks is not None and rng is not None and rng.random() < self.loss.walked:
             walk, walk_depth = store.array(self.walks), store.array(f"{self.walks}-depth")
             index %= len(walk)
-        latents = torch.from_numpy(self.latents[index].astype(np.float32))
+        moments = self.moments
+        latents = torch.from_numpy(self.latents[index, moments].astype(np.float32))
         predicted = rng is None or rng.random() < self.loss.predicted_depth
         depth = walk_depth if walk is not None else store.array(self.depth_name if predicted else "depth")
         return Clip(
-            store.cameras(np.full(self.frames, index), np.arange(self.frames)),
+            store.cameras(np.full(self.frames, index), np.arange(store.config.frames)[moments]),
             latents,
-            latents if walk is None else torch.from_numpy(walk[index].astype(np.float32)),
-            depth[index],
-            store.array("masks")[index],
-            store.array("rgb")[index],
+            latents if walk is None else torch.from_numpy(walk[index, moments].astype(np.float32)),
+            depth[index, moments],
+            store.array("masks")[index, moments],
+            store.array("rgb")[index, moments],
         )
 
 
@@ -105,7 +115,11 @@ class WorldStage(ChunkStage):
         The paper's stages: "backbone" stands for its pretrained one, which knows no memory and no camera; "branch"
         trains a branch that begins as copies of the frozen backbone's blocks, and the refiner; "lora" fresh LoRA with
         both. What is exported has LoRA merged into the weights that it changes."""
-        sources = [SimulatorClips(store, loss, codec_hash, perception_hash, walked_by) for store in stores]
+        sources = [
+            SimulatorClips(store, loss, codec_hash, perception_hash, walked_by, stride)
+            for store in stores
+            for stride in loss.strides
+        ]
         given: Memory = make_memory(memory, codec.encode) if isinstance(memory, AnyMemoryConfig) else memory
         super().__init__(start or Denoiser(config), loss, given, sources, held_out, device)
         self.name, self.stores = name, stores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from examples.custom_memory import Postcard
-from mirage_env.codec.wan import CodecConfig, WanCodec, to_float
+from mirage_env.codec.wan import CodecConfig, WanCodec
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
 from mirage_env.denoise.pretrained import LoraShape
 from mirage_env.denoise.sampler import SamplerConfig
@@ -27,8 +28,8 @@ from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.training.clips import SKY, ClipStore
 from mirage_env.training.codec import CodecLossConfig, CodecStage
-from mirage_env.training.decoder import DecoderLossConfig, DecoderStage
-from mirage_env.training.latents import denoised_name, encode_latents, predict_depth, walk_clips
+from mirage_env.training.invention import InventionLossConfig, InventionStage
+from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
 from mirage_env.training.photos import photo_crops
@@ -297,64 +298,60 @@ def test_a_model_walks_the_clips_and_learns_from_it(trained, store):
     load_weights(folder / "finetune.safetensors", Denoiser(DENOISER), "denoiser", codec_hash=codec_hash)
 
 
-def made_up_walks(store: ClipStore, codec: WanCodec) -> np.ndarray:
-    """What a denoiser called "d" would have given along the clips: the truth, but paler."""
-
-    def fill(out: np.ndarray) -> None:
-        with torch.inference_mode():
-            for i, rgb in enumerate(store.array("rgb")):
-                out[i] = 0.5 * codec.encode(to_float(torch.from_numpy(rgb.copy()))).numpy()
-
-    store.add({denoised_name("d"): (codec.channels, SIDE // 8, SIDE // 8)}, fill)
-    return store.array(denoised_name("d"))
+INVENTION = InventionLossConfig(batch=2, chunks=(2,), keyframe_stride=2, critic_width=8, critic_first=1, strides=(1, 2))
 
 
-def test_a_decoder_learns_what_walks_should_have_looked_like(trained, store):
+def invention(store, codec, codec_hash, loss=INVENTION):
+    torch.manual_seed(0)
+    told = {"held_out": 2, "name": "invention", "start": Denoiser(DENOISER)}
+    return InventionStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, **told)
+
+
+def test_a_denoiser_learns_to_invent_and_goes_on_as_if_never_cut_off(trained, store):
     folder, codec, codec_hash = trained
-    colours = np.random.default_rng(1).integers(0, 255, (CLIPS, 1, 1, 2, 3), dtype=np.uint8)
-    halves = np.broadcast_to(colours.repeat(SIDE // 2, 3), (CLIPS, FRAMES, SIDE, SIDE, 3))
-    np.save(store.folder / "rgb.npy", halves)
-    walks, codec = made_up_walks(store, codec), deepcopy(codec)
-    before = {name: value.clone() for name, value in codec.state_dict().items()}
-    loss = DecoderLossConfig(walked=2, frames=1, photos=1, crop_cells=4, critic_width=8, critic_weight=0.01)
-    stage = DecoderStage(codec, codec_hash, loss, [store], "d", store.array("rgb")[:, 0], held_out=2)
-    distance = stage.validate()["psnr_walks"]
-    assert train(stage, replace(LOOP, steps=40, learning_rate=1e-2, ema=0.5, validate_every=40), folder)
-    card = read_card(folder / "decoder.safetensors")
-    assert card["codec_hash"] == codec_hash and card["metrics"]["psnr_walks"] > distance + 1.0
-    changed = {name for name, value in codec.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith(("vae.decoder.", "vae.post_quant_conv.")) for name in changed)
-
-    other = deepcopy(codec).requires_grad_(False)
-    load_weights(folder / "decoder.safetensors", other.decoder, "decoder", codec_hash=codec_hash)
-    latents = torch.from_numpy(walks[0].astype(np.float32))[None]
-    torch.testing.assert_close(other.decode(latents), codec.eval().decode(latents), atol=0.02, rtol=0.0)  # 16 bits
-
-    with pytest.raises(InvalidValueError, match="crop_cells is 9, but the clips are only 4 cells wide"):
-        DecoderStage(codec, codec_hash, replace(loss, crop_cells=9), [store], "d", store.array("rgb")[:, 0], 2)
-    with pytest.raises(InvalidValueError, match="6 walks of every store validate; walk along more clips"):
-        DecoderStage(codec, codec_hash, loss, [store], "d", store.array("rgb")[:, 0], held_out=CLIPS)
+    results = []
+    for name, cuts in (("whole", ()), ("cut", (0.0,))):  # a stop after no time at all is one after the first step
+        for stop_after_s in (*cuts, math.inf):
+            train(invention(store, codec, codec_hash), LOOP, folder / name, stop_after_s=stop_after_s)
+        results.append(Denoiser(DENOISER))
+        card = load_weights(folder / name / "invention.safetensors", results[-1], "denoiser", codec_hash=codec_hash)
+        assert card["metrics"]["detail_invented"] >= 0
+    for one, other in zip(*(result.parameters() for result in results), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(InvalidValueError, match="critic_width and critic_steps must be positive"):
+        InventionLossConfig(critic_width=0)
 
 
-def test_critic_and_decoder_do_not_teach_each_other(trained, store):
-    """The critic gets no gradient of the decoder's loss, which would make it judge kindly, nor the other way round."""
+def test_critic_and_denoiser_do_not_teach_each_other(trained, store):
+    """The critic gets no gradient of the denoiser's loss, which would make it judge kindly, nor the other way round."""
     _, codec, codec_hash = trained
-    made_up_walks(store, codec)
-    loss = DecoderLossConfig(walked=2, frames=1, photos=1, crop_cells=2, critic_width=8, critic_weight=1e3)
-    stage = DecoderStage(deepcopy(codec), codec_hash, loss, [store], "d", store.array("rgb")[:, 0], held_out=2)
-    generator = torch.Generator().manual_seed(0)
-    batch = stage.batch(generator)
-
-    def gradients() -> dict[str, torch.Tensor]:
-        stage.model.zero_grad()
+    gradients, critics = [], []
+    for share in (0.0, 10.0):
+        stage = invention(store, codec, codec_hash, replace(INVENTION, critic_share=share))
+        before = [p.clone() for p in stage.critic.parameters()]
+        batch = stage.batch(torch.Generator().manual_seed(0))
         stage.losses(batch, torch.Generator().manual_seed(0))["loss"].backward()
-        return {name: p.grad.clone() for name, p in stage.model.named_parameters()}
+        assert not any(torch.equal(a, b) for a, b in zip(before, stage.critic.parameters(), strict=True))
+        assert all(p.grad is None for p in stage.critic.parameters())
+        critics.append(list(stage.critic.parameters()))
+        gradients.append(stage.model.transformer.proj_out.weight.grad)
+    assert all(torch.equal(one, other) for one, other in zip(*critics, strict=True))
+    assert not torch.equal(*gradients)
 
-    heavy = gradients()
-    stage.loss = replace(loss, critic_weight=0.0)
-    light = gradients()
-    for name in heavy:
-        assert torch.equal(heavy[name], light[name]) == name.startswith("critic."), name
+
+def test_a_hurried_clip_has_every_so_many_th_frame(trained, store):
+    _, codec, codec_hash = trained
+    loss = WorldLossConfig(keyframe_stride=2, strides=(1, 2))
+    stage = WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2)
+    walked, hurried = stage.sources
+    assert (walked.frames, hurried.frames) == (FRAMES, FRAMES // 2)
+    whole, part = walked.clip(1, None), hurried.clip(1, None)
+    torch.testing.assert_close(part.latents, whole.latents[::2])
+    torch.testing.assert_close(part.cameras.world_from_camera, whole.cameras.world_from_camera[::2])
+    np.testing.assert_array_equal(part.depth_m, whole.depth_m[::2])
+    for seed in range(8):  # a chunk is never longer than what is there
+        _, clean = stage.batch(torch.Generator().manual_seed(seed))
+        assert 1 <= clean.shape[1] < FRAMES
 
 
 def test_perception_learns_the_wall(store):
