@@ -322,17 +322,17 @@ def test_killed_twenty_times_it_gives_the_same_bytes(run_of: Any, tmp_path: Path
     size = sum(map(len, files(tmp_path / "whole").values()))
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.rollout.wall"])
-    left_behind = 0
+    killed = left_behind = 0
     for kill in range(20):
         process = processes.Process(target=run_before_the_wall, args=(run, str(out)))
         process.start()
         while process.is_alive() and bytes_in(out) < size * kill / 20:
             time.sleep(0.001)
-        assert process.is_alive(), "it was to be killed"
+        killed += process.is_alive()  # on a busy machine the last ones may be done before they are looked at
         process.kill()
         process.join()
         left_behind += bool(list(out.rglob("*.partial")))
-    assert left_behind > 5
+    assert killed > 10 and left_behind > 5
     run_shard(run, str(out))
     assert files(out) == files(tmp_path / "whole")
 
