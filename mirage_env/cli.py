@@ -800,6 +800,7 @@ def rollout_verify(folder: RolloutFolder) -> None:
             meter.update(count, total)
     _say(f"{count - wrong} of {count} units are whole" + ("" if count == total else f"; {total - count} are missing"))
     if wrong:
+        _say("delete the .json of each that is not, and the command that made them makes them again")
         raise typer.Exit(3)
 
 
@@ -812,7 +813,7 @@ def rollout_retry(folder: RolloutFolder) -> None:
     place = RunFolder(folder)
     worker = Worker(place.run())
     with _Meter("generating", 1) as meter, Stop().on_signals() as stop:
-        outcome = worker.run_units(place, place.forget_failures(), meter.update, stop)
+        outcome = worker.retry(place, meter.update, stop)
     _tell_outcome(outcome, folder)
 
 

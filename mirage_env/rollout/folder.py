@@ -21,7 +21,15 @@ from mirage_env.errors import InvalidValueError, OutputError
 from mirage_env.resources import revision
 from mirage_env.rollout.config import Run, RunConfig
 from mirage_env.rollout.keep import parse_keep
-from mirage_env.rollout.store import FORMAT, StoredEpisode, read_sealed, sidecar_of, verify_unit, write_sealed
+from mirage_env.rollout.store import (
+    FORMAT,
+    StoredEpisode,
+    read_sealed,
+    remove_stray,
+    sidecar_of,
+    verify_unit,
+    write_sealed,
+)
 
 UNITS_A_FOLDER = 1000
 
@@ -121,18 +129,27 @@ class RunFolder:
 
     def verify(self) -> Iterator[tuple[Path, list[str]]]:
         """(archive, what is wrong with it) of every unit that exists; every byte is read."""
-        self.about()
+        fingerprint = self.about()["fingerprint"]
         for path in sorted(self.path.glob("units/*/*.json")):
             if not path.name.startswith("."):
-                yield path.with_suffix(".zip"), verify_unit(path.with_suffix(".zip"))
+                yield path.with_suffix(".zip"), verify_unit(path.with_suffix(".zip"), fingerprint)
+
+    def tidy(self) -> None:
+        """Removes what killed processes left of files that others have made whole; the rest is taken over in time."""
+        for partial in (*self.path.glob(".run.json.partial"), *self.path.glob("units/*/.*.partial*")):
+            if partial.with_name(f"{partial.name[1:].partition('.')[0]}.json").exists():
+                remove_stray(partial)
 
     def fail(self, unit: int, episode: int | None, error: str) -> None:
         """Adds a line to failures.jsonl; where even that is impossible, the exit code and the message must do."""
         line = json.dumps({"unit": unit, "episode": episode, "error": error}) + "\n"
         with contextlib.suppress(OSError):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.path / "failures.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            file = os.open(self.path / "failures.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
+                if os.lseek(file, 0, os.SEEK_END):
+                    os.lseek(file, -1, os.SEEK_END)
+                    line = line if os.read(file, 1) == b"\n" else f"\n{line}"  # a full disk cut one off
                 os.write(file, line.encode())  # one write a line, so that workers do not mix theirs
             finally:
                 os.close(file)

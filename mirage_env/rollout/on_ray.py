@@ -42,6 +42,7 @@ def run_on_ray(
 
 def _run(ray: Any, run: Run, out: str, workers: int, progress: Progress | None, stop: Stop | None) -> Outcome:
     folder, outcome = RunFolder(out), Outcome()
+    folder.tidy()
     todo = [unit for unit in range(run.config.units) if not folder.exists(unit)]
     total = sum(len(run.jobs(unit)) for unit in todo) * (run.config.steps + 1)
     attempts = dict.fromkeys(todo, 0)

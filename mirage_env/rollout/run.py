@@ -121,6 +121,11 @@ class Worker:
             tell(done, total, "")
         return outcome
 
+    def retry(self, folder: RunFolder, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
+        """Generates the units again in which something failed; a folder of another run is left as it is."""
+        folder.claim(self.run, self.weights)
+        return self.run_units(folder, folder.forget_failures(), progress, stop)
+
     def frames(self, unit: int) -> int:
         """How many frames a unit has at most."""
         return len(self.run.jobs(unit)) * (self.run.config.steps * self.temporal_stride + 1)
@@ -128,7 +133,7 @@ class Worker:
     def generate(
         self, folder: RunFolder, unit: int, tell: Callable[[int], None] = lambda frames: None
     ) -> dict[str, Any] | None:
-        """One unit to disk; returns its sidecar, or None where another process has it in hand.
+        """One unit to disk; returns its sidecar, or None where another process has it in hand or was faster.
 
         The episodes advance in step, through the networks together. One that fails is left out and told; OutputError
         ends them all. `tell` is called with the number of frames so far.
@@ -264,6 +269,7 @@ def run_shard(
     run: Run, out: str, shard: tuple[int, int] = (0, 1), progress: Progress | None = None, stop: Stop | None = None
 ) -> Outcome:
     """One worker's share of a run, in this process."""
+    RunFolder(out).tidy()
     return Worker(run).run_units(RunFolder(out), mine(run.config.units, shard), progress, stop)
 
 

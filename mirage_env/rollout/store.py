@@ -74,7 +74,7 @@ class UnitWriter:
     """One unit on its way to the disk; it exists once `commit` has returned, and leaves nothing behind otherwise.
 
     The partial file is locked while it is written: what a killed process left is taken over, what a living one has in
-    hand is not, and `in_use` says so. Raises OutputError for a place that cannot be written to.
+    hand or has made whole is not, and `in_use` says so. Raises OutputError for a place that cannot be written to.
     """
 
     def __init__(self, archive: Path, layout: Layout):
@@ -83,6 +83,10 @@ class UnitWriter:
         with _told(archive):
             archive.parent.mkdir(parents=True, exist_ok=True)
             file = _open_locked(self._partial)
+            if file is not None and sidecar_of(archive).exists():  # made whole while this process came to it
+                self._partial.unlink()
+                file.close()
+                file = None
         if file is None:
             self.in_use = True
             return
@@ -266,13 +270,20 @@ class StoredEpisode:
         return np.load(io.BytesIO(self._read(f"{name}.npy")), allow_pickle=False)
 
     def _read(self, name: str) -> bytes:
-        with zipfile.ZipFile(self._archive) as archive:
-            return archive.read(f"{self.name}/{name}")
+        return next(self._inside([name]))
 
     def _members(self, kind: str) -> Iterator[bytes]:
-        with zipfile.ZipFile(self._archive) as archive:
-            for index in range(len(self)):
-                yield archive.read(f"{self.name}/{kind}/{index:06d}.png")
+        return self._inside(f"{kind}/{index:06d}.png" for index in range(len(self)))
+
+    def _inside(self, names: Iterable[str]) -> Iterator[bytes]:
+        try:
+            with zipfile.ZipFile(self._archive) as archive:
+                for name in names:
+                    yield archive.read(f"{self.name}/{name}")
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise InvalidValueError(
+                f"{self._archive} cannot be read ({error}); mirage-env rollout verify says which units are whole"
+            ) from None
 
 
 def sidecar_of(archive: Path) -> Path:
@@ -282,7 +293,8 @@ def sidecar_of(archive: Path) -> Path:
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """JSON that vouches for itself: canonical bytes with their sha256 inside; appears whole or not at all.
 
-    What a process that was killed in here left behind is taken over.
+    What is there already stays as it is: of several that write at once the first one counts. What a process that was
+    killed in here left behind is taken over.
     """
     sealed = {**values, "seal": hashlib.sha256(_canonical(values)).hexdigest()}
     partial = path.with_name(f".{path.name}.partial")
@@ -290,6 +302,9 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
         time.sleep(0.01)  # another process writes the same name
     with file:
         try:
+            if path.exists():
+                partial.unlink()
+                return
             file.write(_canonical(sealed))
             file.flush()
             os.fsync(file.fileno())
@@ -313,12 +328,17 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return values
 
 
-def verify_unit(archive: Path) -> list[str]:
-    """What is wrong with a unit, one sentence each; reads every byte of the archive and of the sidecar."""
+def verify_unit(archive: Path, fingerprint: str | None = None) -> list[str]:
+    """What is wrong with a unit, one sentence each; reads every byte of the archive and of the sidecar.
+
+    `fingerprint` is that of the run which it should belong to; None: of any.
+    """
     try:
         sidecar = read_sealed(sidecar_of(archive))
     except InvalidValueError as error:
         return [str(error)]
+    if fingerprint is not None and (sidecar["fingerprint"], sidecar["archive"]) != (fingerprint, archive.name):
+        return [f"{archive} is a unit of another run, or another unit of this one"]
     try:
         if archive.stat().st_size != sidecar["bytes"] or sha256_of(archive) != sidecar["sha256"]:
             return [f"{archive} is not what was written: its sha256 differs from the sidecar's"]
@@ -358,15 +378,29 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
 def _without(file: IO[bytes], path: Path, folders: Sequence[str]) -> IO[bytes]:
     """The archive copied without some folders, under the same name and lock."""
     beside = path.with_name(f"{path.name}.kept")
-    kept = open(beside, "w+b")  # noqa: SIM115
-    with zipfile.ZipFile(file) as old, zipfile.ZipFile(kept, "w") as new:
-        for entry in old.infolist():
-            if not entry.filename.startswith(tuple(folders)):
-                new.writestr(entry, old.read(entry))
-    _lock(kept, beside)
-    os.replace(beside, path)
+    kept = _open_locked(beside)
+    assert kept is not None  # who has the archive has this name
+    try:
+        with zipfile.ZipFile(file) as old, zipfile.ZipFile(kept, "w") as new:
+            for entry in old.infolist():
+                if not entry.filename.startswith(tuple(folders)):
+                    new.writestr(entry, old.read(entry))
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            kept.close()
+        raise
     file.close()
     return kept
+
+
+def remove_stray(partial: Path) -> None:
+    """Removes what a killed process left half-written, and nothing that a living one has in hand."""
+    with contextlib.suppress(OSError), partial.open("r+b") as file:
+        if _lock(file, partial):
+            partial.unlink()
 
 
 def _open_locked(path: Path) -> IO[bytes] | None:

@@ -294,3 +294,14 @@ def test_what_cannot_be_exported_is_one_sentence(run: Path, tmp_path: Path, monk
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(OutputError, match="exists already; choose another folder"):
         export(run, "ply", tmp_path / "out")
+
+
+def test_an_export_of_a_damaged_unit_says_so_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    archive = run / "units/000/000001.zip"
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 3] ^= 1
+    for damage in (bytes(data), data[: len(data) // 2], None):
+        archive.write_bytes(damage) if damage is not None else archive.unlink()
+        with pytest.raises(InvalidValueError, match=r"000001.zip cannot be read .*rollout verify"):
+            export(run, "webdataset", tmp_path / "out")
+        assert not list(tmp_path.glob("*out*"))

@@ -337,6 +337,42 @@ def test_killed_twenty_times_it_gives_the_same_bytes(run_of: Any, tmp_path: Path
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_what_killed_processes_left_beside_whole_files_goes(run_of: Any, tmp_path: Path) -> None:
+    run, out = run_of(), tmp_path / "out"
+    run_shard(run, str(out))
+    before = files(out)
+    strays = (".run.json.partial", "units/000/.000001.partial", "units/000/.000001.json.partial",
+              "units/000/.000001.partial.kept")  # fmt: skip
+    for name in strays:
+        (out / name).write_text("half")
+    (out / "units/000/.000009.partial").write_text("of a unit that is still to be made")
+    run_shard(run, str(out))
+    assert files(out).keys() - before.keys() == {"units/000/.000009.partial"}
+    (out / "units/000/.000009.partial").unlink()
+    assert files(out) == before
+
+
+def test_retry_takes_nothing_away_from_another_run(run_of: Any, pictures: Path, tmp_path: Path) -> None:
+    out = RunFolder(tmp_path / "out")
+    good = (pictures / "p20.png").read_bytes()
+    (pictures / "p20.png").write_text("no picture")
+    assert run_shard(run_of(), str(out.path)).failed == 2
+    before = files(out.path)
+    (pictures / "p20.png").write_bytes(good)
+    with pytest.raises(InvalidValueError, match="holds a run of another configuration"):
+        Worker(run_of(seed=1)).retry(out)
+    assert files(out.path) == before
+    assert Worker(out.run()).retry(out).failed == 0
+
+
+def test_a_line_of_failures_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "failures.jsonl").write_text('{"unit": 1, "epi')
+    folder.fail(2, None, "a")
+    folder.fail(3, 7, "b")
+    assert [line["unit"] for line in folder.failures()] == [2, 3]
+
+
 def bytes_in(folder: Path) -> int:
     """Of all files, while another process renames them."""
     total = 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -160,6 +161,44 @@ def test_a_kill_before_the_sidecar_appears_leaves_nothing_for_good(tmp_path: Pat
     write_unit(archive)
     assert {path.name for path in tmp_path.iterdir()} == {"000003.zip", "000003.json"}
     assert verify_unit(archive) == []
+
+
+def test_what_was_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    archive = tmp_path / "000003.zip"
+    write_unit(archive)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert UnitWriter(archive, Layout()).in_use
+    write_sealed(sidecar_of(archive), {"other": 1})  # of several the first one counts
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_disk_that_is_full_while_episodes_are_left_out_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = UnitWriter(tmp_path / "000003.zip", Layout())
+    unit.write("000007/a", b"1")
+    unit.write("000008/a", b"2")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        unit.commit({}, ["000007"])
+    unit.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unit_of_another_run_is_told(tmp_path: Path) -> None:
+    archive = tmp_path / "000003.zip"
+    unit = UnitWriter(archive, Layout())
+    unit.commit({"episodes": [], "fingerprint": "mine", "archive": archive.name})
+    assert verify_unit(archive, "mine") == []
+    (fault,) = verify_unit(archive, "yours")
+    assert "a unit of another run" in fault
+    for path in (archive, sidecar_of(archive)):
+        path.rename(path.with_stem("000004"))
+    assert "another unit of this one" in verify_unit(tmp_path / "000004.zip", "mine")[0]
 
 
 def test_a_seal_tells_every_change(tmp_path: Path) -> None:
