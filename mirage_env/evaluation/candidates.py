@@ -78,6 +78,11 @@ def unbounded_memory(model: WorldModel) -> Memory:
     return LatentMemory(replace(config, max_points=None, sky_points=2**40 if config.sky_points else 0))
 
 
+def tight_memory(model: WorldModel) -> Memory:
+    """As it is written, with a budget that many a suite's walk exceeds; none exceeds the shipped one."""
+    return LatentMemory(replace(latent_config(model), max_points=1024))
+
+
 def rgb_memory(model: WorldModel) -> Memory:
     """A point cloud of the same keyframes' pixels, written by the same rule; nothing is ever dropped."""
     config = latent_config(model)
@@ -225,6 +230,7 @@ REFERENCES = tuple(name for name in STANDARD if name not in ("model", "no-memory
 ABLATIONS = {
     "paper-write": Candidate("the paper's write rule: every cell is added", with_memory(paper_memory)),
     "unbounded": Candidate("the memory has no budget: nothing is ever dropped", with_memory(unbounded_memory)),
+    "tight-budget": Candidate("the memory holds 1,024 points at most", with_memory(tight_memory)),
     "rgb-memory": Candidate("colours are remembered, rendered and encoded at every read", with_memory(rgb_memory)),
     "pixel-lifted": Candidate("tokens lifted at pixel resolution", with_memory(pixel_lifted_memory)),
     "no-dynamic-filter": Candidate("moving things are remembered, too", generate_without_filter),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -14,7 +15,7 @@ from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.geometry.poses import check_cameras
 from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
-from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Encode, MemoryReading, State
+from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Encode, MemoryReading, State, whole_number
 from mirage_env.memory.splat import Cloud, check_kinds, frontmost, splat_many
 from mirage_env.types import Cameras, Readout
 
@@ -23,11 +24,12 @@ SKY_M = 1e3
 """Depth at which the sky is shown: no step of a walk shifts it."""
 TokenDtype = Literal["float16", "float32", "uint8"]
 _KINDS = (("points", 2, torch.float32), ("footprint_m", 1, torch.float32), ("ids", 1, torch.int64))
+_COLUMNS = ("points", "tokens", "footprint_m", "ids")
 
 
 @dataclass(frozen=True)
-class MemoryState(State):
-    """M = {(p_i, f_i)} (Eq. 3): a value. Rows are ordered by id, so age is order."""
+class Points(State):
+    """Some points of a memory, ordered by id."""
 
     points: Float[Tensor, "N 3"]
     """World coordinates in metres."""
@@ -37,12 +39,8 @@ class MemoryState(State):
     """Side of the patch that a point describes: z-depth over latent focal length when it was written."""
     ids: Int64[Tensor, " N"]
     """Strictly increasing; a point keeps its id for life, and none is given twice."""
-    next_id: int
-    sky: MemoryState | None = None
-    """What is seen in the directions where no surface is: points at `SKY_M` around every camera alike."""
 
     def __post_init__(self) -> None:
-        count = len(self.points)
         for name, dims, dtype in _KINDS:
             rows = getattr(self, name)
             if rows.dim() != dims or rows.dtype != dtype:
@@ -53,27 +51,123 @@ class MemoryState(State):
                 f"a memory needs points (N, 3) and tokens (N, C), got {tuple(self.points.shape)} and "
                 f"{tuple(self.tokens.shape)}"
             )
-        for name in ("tokens", "footprint_m", "ids"):
-            rows = len(getattr(self, name))
-            if rows != count:
-                raise InvalidValueError(f"a memory needs one row of {name} a point, got {rows} for {count} points")
+        for name in _COLUMNS:
+            rows = getattr(self, name).shape[0]
+            if rows != len(self):
+                raise InvalidValueError(f"a memory needs one row of {name} a point, got {rows} for {len(self)} points")
         finite = torch.isfinite(self.points).all(1)
         if not bool(finite.all()):
             raise InvalidValueError(f"memory point {int((~finite).nonzero()[0])} is not finite")
         patch = self.footprint_m > 0
         if not bool(patch.all()):
             raise InvalidValueError(f"the footprint of memory point {int((~patch).nonzero()[0])} is not positive")
-        if not bool((self.ids[1:] > self.ids[:-1]).all()) or (count and int(self.ids[-1]) >= self.next_id):
-            raise InvalidValueError(
-                f"memory ids must increase and stay below next_id = {self.next_id}; sort the rows by id"
-            )
 
     def __len__(self) -> int:
-        return self.points.shape[0]
+        return self.points.shape[0]  # a tensor's own len takes microseconds
 
     @property
     def channels(self) -> int:
         return self.tokens.shape[1]
+
+    def take(self, rows: slice | Int64[Tensor, " n"]) -> Points:
+        """Some of the rows, in every column; a slice shares this one's storage."""
+        return Points(*(getattr(self, name)[rows] for name in _COLUMNS))
+
+    def split(self, rows: int) -> tuple[Points, ...]:
+        """As many blocks of so many rows as it takes, one at least."""
+        return tuple(self.take(slice(start, start + rows)) for start in range(0, max(1, len(self)), rows))
+
+
+@dataclass(frozen=True)
+class MemoryState(State):
+    """M = {(p_i, f_i)} (Eq. 3): a value. Rows are ordered by id, so age is order.
+
+    They lie in blocks that no write changes: what a write does not touch, the new state shares with the old one. So a
+    write costs what it adds and replaces, and forks hold their common past once. Each of `points`, `tokens`,
+    `footprint_m` and `ids` is a copy of all blocks', made when it is asked for.
+    """
+
+    blocks: tuple[Points, ...]
+    """One at least; which row lies in which is no part of the value."""
+    next_id: int
+    sky: MemoryState | None = None
+    """What is seen in the directions where no surface is: points at `SKY_M` around every camera alike."""
+
+    def __post_init__(self) -> None:
+        kinds = {(block.channels, block.tokens.dtype, block.tokens.device) for block in self.blocks}
+        if len(kinds) != 1:
+            got = "; ".join(sorted(f"{channels} of {dtype} on {device}" for channels, dtype, device in kinds)) or "none"
+            raise InvalidValueError(f"a memory needs blocks, with channels of one number and kind, got {got}")
+        ids = self.ids
+        if not bool((ids[1:] > ids[:-1]).all()) or (len(ids) and int(ids[-1]) >= self.next_id):
+            raise InvalidValueError(
+                f"memory ids must increase and stay below next_id = {self.next_id}; sort the rows by id"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        points: Float[Tensor, "N 3"],
+        tokens: Num[Tensor, "N C"],
+        footprint_m: Float[Tensor, " N"],
+        ids: Int64[Tensor, " N"],
+        next_id: int,
+        sky: MemoryState | None = None,
+    ) -> MemoryState:
+        """From whole columns; see `Points`. Raises InvalidValueError where they are no memory."""
+        whole = Points(points, tokens, footprint_m, ids)
+        return cls(whole.split(_rows_a_block(len(whole))), next_id, sky)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        return sum(map(len, self.blocks))
+
+    @property
+    def channels(self) -> int:
+        return self.blocks[0].channels
+
+    @property
+    def points(self) -> Float[Tensor, "N 3"]:
+        return self.column("points")
+
+    @property
+    def tokens(self) -> Num[Tensor, "N C"]:
+        return self.column("tokens")
+
+    @property
+    def footprint_m(self) -> Float[Tensor, " N"]:
+        return self.column("footprint_m")
+
+    @property
+    def ids(self) -> Int64[Tensor, " N"]:
+        return self.column("ids")
+
+    def column(self, name: str, *further: Tensor) -> Tensor:
+        """Of all points, with further rows behind."""
+        parts = [*(getattr(block, name) for block in self.blocks), *further]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Whole columns, `next_id`, and the sky's."""
+        leaves = {name: self.column(name) for name in _COLUMNS} | {"next_id": torch.tensor(self.next_id)}
+        return leaves | ({} if self.sky is None else {f"sky.{name}": x for name, x in self.sky.tensors().items()})
+
+    @classmethod
+    def from_tensors(cls, leaves: Mapping[str, Tensor]) -> MemoryState:
+        """The inverse of `tensors`; raises InvalidValueError where names are missing or unknown."""
+        sky = {name.removeprefix("sky."): leaf for name, leaf in leaves.items() if name.startswith("sky.")}
+        rows = {name: leaf for name, leaf in leaves.items() if name != "next_id" and not name.startswith("sky.")}
+        whole, next_id = Points.from_tensors(rows), whole_number(cls, "next_id", leaves)
+        blocks = whole.split(_rows_a_block(len(whole)))
+        return cls(blocks, next_id, cls.from_tensors(sky) if sky else None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(block.nbytes for block in self.blocks) + (self.sky.nbytes if self.sky else 0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +236,7 @@ class LatentMemory:
 
     def empty(self, channels: int, device: torch.device | str = "cpu") -> MemoryState:
         """A memory of nothing, for tokens of `channels` channels."""
-        return MemoryState(
+        return MemoryState.of(
             points=torch.zeros(0, 3, device=device),
             tokens=torch.zeros(0, channels, device=device, dtype=getattr(torch, self.config.token_dtype)),
             footprint_m=torch.zeros(0, device=device),
@@ -161,7 +255,8 @@ class LatentMemory:
     def read_many(self, states: Sequence[MemoryState], cameras: Sequence[Cameras]) -> list[MemoryReading]:
         """`read` of many worlds of one grid size, each at its own cameras, in one call of the kernel."""
         for state, views in zip(states, cameras, strict=True):
-            check_kinds(Cloud(state.points, state.tokens, state.ids), views)
+            first = state.blocks[0]
+            check_kinds(Cloud(first.points, first.tokens, first.ids), views)
             check_cameras(views)
         shown = self._splat(states, cameras)
         if self._sky is None:
@@ -171,7 +266,10 @@ class LatentMemory:
         return [MemoryReading(_before(*layers)) for layers in zip(shown, behind, strict=True)]
 
     def _splat(self, states: Sequence[MemoryState], cameras: Sequence[Cameras]) -> list[Readout]:
-        clouds = [Cloud(state.points, state.tokens, state.ids, state.footprint_m) for state in states]
+        clouds = [
+            Cloud(state.points, tuple(block.tokens for block in state.blocks), state.ids, state.footprint_m)
+            for state in states
+        ]
         return splat_many(clouds, cameras, self.config.same_surface)
 
     def write(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
@@ -220,8 +318,8 @@ class LatentMemory:
         # One table of what is and what may be; a memory is a choice of its rows.
         focal = (grid.intrinsics_px[:, 0, 0] * grid.intrinsics_px[:, 1, 1]).sqrt()
         count, cells = len(state), frames * height * width
-        points = torch.cat([state.points, lifted.reshape(-1, 3)])
-        footprint = torch.cat([state.footprint_m, (depth / focal[:, None, None]).flatten()])
+        points = state.column("points", lifted.reshape(-1, 3))
+        footprint = state.column("footprint_m", (depth / focal[:, None, None]).flatten())
         chosen = torch.cat([admissible.new_ones(count), admissible.flatten()])
         if self.config.write_rule == "novel":
             chosen[count:] = False
@@ -233,20 +331,14 @@ class LatentMemory:
         if len(added) == 0 and bool(chosen[:count].all()):
             return state
 
-        rows = chosen.nonzero()[:, 0]
-        kept = rows[: len(rows) - len(added)]
-        tokens = state.tokens.new_empty(len(rows), channels)  # the bulk of a memory is copied once
-        torch.index_select(state.tokens, 0, kept, out=tokens[: len(kept)])
-        tokens[len(kept) :] = latents.movedim(1, 3).reshape(cells, channels).index_select(0, added)
-        new_ids = torch.arange(state.next_id, state.next_id + len(added), device=rows.device)
-        return MemoryState(
-            points=points.index_select(0, rows),
-            tokens=tokens,
-            footprint_m=footprint.index_select(0, rows),
-            ids=torch.cat([state.ids.index_select(0, kept), new_ids]),
-            next_id=state.next_id + len(added),
-            sky=state.sky,
+        tokens = latents.movedim(1, 3).reshape(cells, channels).index_select(0, added)
+        new = Points(
+            points=points.index_select(0, count + added),
+            tokens=tokens.to(state.blocks[0].tokens.dtype),
+            footprint_m=footprint.index_select(0, count + added),
+            ids=torch.arange(state.next_id, state.next_id + len(added), device=added.device),
         )
+        return MemoryState(_succeeding(state.blocks, chosen[:count], new), state.next_id + len(added), state.sky)
 
     def _choose_novel(
         self,
@@ -324,6 +416,36 @@ class LatentMemory:
                 f"depth map {frame} is not finite at row {row}, column {column}; write 0 where depth is not known, or "
                 "mask the pixel as sky or dynamic"
             )
+
+
+def _succeeding(blocks: Sequence[Points], kept: Bool[Tensor, " N"], new: Points) -> tuple[Points, ...]:
+    """The blocks with what is kept of them and the new points; neighbours that fit into one become one."""
+    sizes = [len(block) for block in blocks]
+    ends = torch.tensor(sizes, device=kept.device).cumsum(0)
+    lost = torch.bucketize((~kept).nonzero()[:, 0], ends, right=True).bincount(minlength=len(blocks)).tolist()
+    parts = [
+        block.take(rows.nonzero()[:, 0]) if fewer else block
+        for block, rows, fewer in zip(blocks, kept.split(sizes), lost, strict=True)
+    ]
+    room = _rows_a_block(len(kept))
+    groups: list[list[Points]] = []
+    filled = 0
+    for part in [part for part in (*parts, new) if len(part)] or [new]:
+        if not groups or filled + len(part) > room:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += len(part)
+    return tuple(map(_joined, groups))
+
+
+def _joined(parts: Sequence[Points]) -> Points:
+    return parts[0] if len(parts) == 1 else Points(*(torch.cat([getattr(p, n) for p in parts]) for n in _COLUMNS))
+
+
+def _rows_a_block(points: int) -> int:
+    """Few enough that a write copies little, many enough that there are never more than a hundred blocks or so."""
+    return max(2048, points // 32)
 
 
 def _before(front: Readout, behind: Readout) -> Readout:

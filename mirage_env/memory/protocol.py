@@ -113,10 +113,7 @@ class State(ABC):
             elif f.name not in leaves:
                 raise InvalidValueError(f'a {cls.__name__} needs the tensor "{f.name}"; got {sorted(leaves)}')
             else:
-                leaf, whole = leaves[f.name], hints[f.name] is int
-                if whole and (leaf.dim() or leaf.is_floating_point()):
-                    raise InvalidValueError(f'"{f.name}" of a {cls.__name__} must be one whole number, got {leaf}')
-                values[f.name] = int(leaf) if whole else leaf
+                values[f.name] = whole_number(cls, f.name, leaves) if hints[f.name] is int else leaves[f.name]
                 unknown.discard(f.name)
         if unknown:
             raise InvalidValueError(f'a {cls.__name__} holds no tensor "{sorted(unknown)[0]}"')
@@ -131,6 +128,16 @@ class State(ABC):
     def nbytes(self) -> int:
         """Bytes held by the tensors; whole numbers do not count."""
         return sum(leaf.nbytes for leaf in self.tensors().values() if leaf.dim())
+
+
+def whole_number(kind: type[State], name: str, leaves: Mapping[str, Tensor]) -> int:
+    """One of the leaves of a state of this kind; raises InvalidValueError where it is missing or something else."""
+    leaf = leaves.get(name)
+    if leaf is None:
+        raise InvalidValueError(f'a {kind.__name__} needs the tensor "{name}"; got {sorted(leaves)}')
+    if leaf.dim() or leaf.is_floating_point():
+        raise InvalidValueError(f'"{name}" of a {kind.__name__} must be one whole number, got {leaf}')
+    return int(leaf)
 
 
 @dataclass(frozen=True)

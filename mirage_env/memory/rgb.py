@@ -21,7 +21,6 @@ from mirage_env.geometry.poses import check_cameras
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
 from mirage_env.memory.protocol import ChunkRecord, Encode, MemoryReading, State
-from mirage_env.memory.splat import splat
 from mirage_env.types import Cameras, Readout
 
 
@@ -82,9 +81,8 @@ class RgbMemory:
             return MemoryReading(Readout.blank(cameras, state.channels))
         height, width = cameras.size
         size = (height * state.stride, width * state.stride)
-        cloud = state.cloud
-        rule = cloud.footprint_m, self.config.same_surface
-        seen = splat(cloud.points, cloud.tokens, cloud.ids, cameras.resized(size), *rule)
+        seen = self._points.read(state.cloud, cameras.resized(size)).grid
+        assert seen is not None
         pictures = fill_holes(seen.tokens / 127.5 - 1.0, seen.visible)
         share = F.avg_pool2d(seen.visible.float()[:, None], state.stride)[:, 0]
         visible = share >= self.config.coverage

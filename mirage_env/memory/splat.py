@@ -15,9 +15,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate, pairwise
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int, Int64, Num
 from torch import Tensor
 
@@ -35,7 +37,8 @@ class Cloud(NamedTuple):
     """Points with what they carry."""
 
     points: Float[Tensor, "N 3"]
-    tokens: Num[Tensor, "N C"]
+    tokens: Num[Tensor, "N C"] | tuple[Num[Tensor, "_ C"], ...]
+    """In one or in several blocks, one behind another."""
     ids: Int64[Tensor, " N"]
     footprint_m: Float[Tensor, " N"] | None = None
     """Side of the patch that a point describes; only asked for where `same_surface` is above 0."""
@@ -124,16 +127,33 @@ def view_axes(cameras: Cameras) -> tuple[Float[Tensor, "V 3 3"], Float[Tensor, "
 
 def _readout(cloud: Cloud, index: Tensor, offset: Tensor, depth: Tensor) -> Readout:
     """With the winners' tokens."""
-    visible, tokens = index >= 0, cloud.tokens
+    tokens, row = _in_use(cloud.tokens, index)
     kernel = _numba() if tokens.device.type == "cpu" and not tokens.requires_grad else None
-    shown = (kernel or splat_torch).gather(tokens, index)
-    return Readout(shown.float(), visible, depth, offset, index)
+    shown = (kernel or splat_torch).gather(tokens, row)
+    return Readout(shown.float(), index >= 0, depth, offset, index)
+
+
+def _in_use(tokens: Tensor | tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, Tensor]:
+    """In one block what `index` asks for, or more, and its rows there: a large memory is not copied to be read."""
+    if isinstance(tokens, Tensor) or len(tokens) == 1:
+        return tokens if isinstance(tokens, Tensor) else tokens[0], index
+    starts = list(accumulate(map(len, tokens), initial=0))
+    if starts[-1] <= index.numel():
+        return torch.cat(tokens), index
+    asked, row = index.unique(return_inverse=True)
+    nothing = int((asked < 0).sum())  # -1 comes first, if at all
+    asked, row = asked[nothing:], row - nothing
+    bounds = torch.searchsorted(asked, torch.tensor(starts, device=asked.device)).tolist()
+    runs = zip(tokens, starts[:-1], pairwise(bounds), strict=True)
+    rows = [block.index_select(0, asked[a:b] - start) for block, start, (a, b) in runs if a < b]
+    return torch.cat(rows) if rows else tokens[0][:0], row
 
 
 def check_kinds(cloud: Cloud, cameras: Cameras) -> None:
     """Raises InvalidValueError where devices or dtypes are mixed."""
     poses, k = cameras.world_from_camera, cameras.intrinsics_px
-    devices = {str(x.device) for x in (*cloud, poses, k) if x is not None}
+    tokens = cloud.tokens if isinstance(cloud.tokens, tuple) else (cloud.tokens,)
+    devices = {str(x.device) for x in (cloud.points, *tokens, cloud.ids, cloud.footprint_m, poses, k) if x is not None}
     if len(devices) > 1:
         raise InvalidValueError(f"points, tokens, ids and cameras must share a device, got {sorted(devices)}")
     dtypes = {str(x.dtype).removeprefix("torch.") for x in (cloud.points, poses, k)}

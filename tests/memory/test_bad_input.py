@@ -90,14 +90,14 @@ def test_any_points(points: list) -> None:
     state = (torch.tensor(points), torch.randn(count, 2), torch.ones(count), torch.arange(count), count)
     if bad:
         with pytest.raises(InvalidValueError, match=f"memory point {bad[0]} is not finite"):
-            MemoryState(*state)
+            MemoryState.of(*state)
     else:
-        check(MemoryState(*state), LatentMemory(), at((0.0, 0.0, 0.0)).resized(GRID))
+        check(MemoryState.of(*state), LatentMemory(), at((0.0, 0.0, 0.0)).resized(GRID))
 
 
 def test_a_camera_inside_a_point() -> None:
     """It does not see that one, nor does it trip over it."""
-    state = MemoryState(torch.tensor([[0.0, 0, 0], [0, 0, 2]]), torch.ones(2, 2), torch.ones(2), torch.arange(2), 2)
+    state = MemoryState.of(torch.tensor([[0.0, 0, 0], [0, 0, 2]]), torch.ones(2, 2), torch.ones(2), torch.arange(2), 2)
     memory = LatentMemory()
     shown = memory.read(state, at((0.0, 0.0, 0.0)).resized((3, 3))).grid
     assert shown is not None and shown.index[shown.visible].tolist() == [1]
@@ -265,7 +265,7 @@ def test_a_file_with_wrong_contents_is_refused(tmp_path: Path, name: str, value:
     from safetensors.torch import save_file
 
     memory = LatentMemory()
-    good = MemoryState(torch.ones(1, 3), torch.ones(1, 2), torch.ones(1), torch.zeros(1, dtype=torch.int64), 1)
+    good = MemoryState.of(torch.ones(1, 3), torch.ones(1, 2), torch.ones(1), torch.zeros(1, dtype=torch.int64), 1)
     about = {"mirage_memory": '{"format": 1, "memory": "latent", "codec": "a"}'}
     save_file(good.tensors() | {name: value}, tmp_path / "m", about)
     with pytest.raises(WeightsError, match=f"m is damaged: .*{why}"):

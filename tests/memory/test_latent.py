@@ -1,14 +1,18 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import camera_rays
 from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig, MemoryState
+from mirage_env.memory.latent import Points
 from mirage_env.types import Cameras, Readout
 
 PIXELS, GRID = (32, 48), (4, 6)
@@ -388,12 +392,56 @@ def test_writing_leaves_the_old_state_alone() -> None:
     memory = LatentMemory()
     far, near = at([[0.0, 0, 0]]), at([[0.0, 0, 2.0]])
     state = write(memory, memory.empty(5), far, wall(far, 4.0))
-    copy = MemoryState(
+    copy = MemoryState.of(
         state.points.clone(), state.tokens.clone(), state.footprint_m.clone(), state.ids.clone(), state.next_id
     )
     write(memory, state, near, wall(near, 2.0))
     assert_equal_states(state, copy)
     assert_equal_states(state.to("cpu"), copy)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**31), st.integers(3, 40), st.sampled_from([None, 1, 30, 80]), st.sampled_from([0.0, 0.1]))
+def test_in_which_blocks_points_lie_does_not_matter(seed: int, rows: int, budget: int | None, share: float) -> None:
+    """A walk whose memory lies in many small blocks remembers and reads what one in a single block does."""
+    memory = LatentMemory(MemoryConfig(max_points=budget, same_surface=share, sky_points=20))
+    torch.manual_seed(seed)
+    whole = apart = memory.empty(5)
+    for _ in range(4):
+        cameras = at(torch.randn(2, 3) * torch.tensor([1.5, 0.3, 1.5]), torch.randn(2) * 60.0)
+        told = record(latents_for(cameras), room_depth(cameras), cameras)
+        told.sky[:, :8] = torch.rand(()) < 0.5
+        whole = memory.write(whole, told)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mirage_env.memory.latent._rows_a_block", lambda points: rows)
+            apart = memory.write(apart, told)
+        assert_equal_states(whole, apart)
+        together, one = read(memory, whole, cameras.resized(GRID)), read(memory, apart, cameras.resized(GRID))
+        for name in ("tokens", "visible", "depth_m", "offset", "index"):
+            assert torch.equal(getattr(together, name), getattr(one, name))
+    assert len(whole.blocks) == 1 and all(0 < len(block) <= max(rows, 2 * 24) for block in apart.blocks)
+    assert all(len(a) + len(b) > rows for a, b in pairwise(apart.blocks))  # so that there are not many more than needed
+    again = MemoryState.from_tensors(apart.tensors())
+    assert_equal_states(again, apart)
+    assert again.nbytes == apart.nbytes == sum(leaf.nbytes for leaf in apart.tensors().values() if leaf.dim())
+
+
+def test_a_write_shares_what_it_does_not_touch() -> None:
+    """Of 65,536 points, 100 m away for the most part, a fork that writes a picture copies a block or two."""
+    count, memory = 65_536, LatentMemory()
+    points = torch.randn(count, 3) + torch.tensor([100.0, 0.0, 0.0])
+    points[-50:] = torch.randn(50, 3) + torch.tensor([0.0, 0.0, 8.0])
+    state = MemoryState.of(points, torch.randn(count, 24), torch.ones(count), torch.arange(count), count)
+    branches = [state] * 3
+    for _ in range(5):
+        camera = at(torch.randn(1, 3) * 0.3)
+        branches = [write(memory, branch, camera, wall(camera, 4.0)) for branch in branches]
+    past = {id(block) for block in state.blocks}
+    for branch in branches:
+        own = [block for block in branch.blocks if id(block) not in past]
+        assert branch.next_id > count and sum(map(len, own)) < 3 * 2048
+        assert all(x.untyped_storage().nbytes() == x.nbytes for block in own for x in block.tensors().values())
+        assert branch.nbytes - sum(block.nbytes for block in own) > 0.9 * state.nbytes
 
 
 # Errors
@@ -457,7 +505,7 @@ def state_of(**changes: Any) -> MemoryState:
         "ids": torch.tensor([1, 4, 9]),
         "next_id": 10,
     }
-    return MemoryState(**(fields | changes))
+    return MemoryState.of(**(fields | changes))
 
 
 def test_a_state_checks_itself() -> None:
@@ -467,6 +515,16 @@ def test_a_state_checks_itself() -> None:
     for nothing in (0.0, -1.0, math.nan):
         with pytest.raises(InvalidValueError, match="the footprint of memory point 2 is not positive"):
             state_of(footprint_m=torch.tensor([1.0, 2.0, nothing]))
+    with pytest.raises(InvalidValueError, match=r"a memory needs blocks, .*, got none"):
+        MemoryState((), 0)
+    blocks = state_of().blocks
+    other = Points(torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(1), torch.tensor([9]))
+    with pytest.raises(
+        InvalidValueError, match=r"channels of one number.*2 of torch.float32 on cpu; 3 of torch.float32"
+    ):
+        MemoryState((*blocks, other), 10)
+    with pytest.raises(InvalidValueError, match="ids must increase"):
+        MemoryState((*blocks, *blocks), 10)
     for ids, next_id in (([1, 1, 2], 10), ([2, 1, 3], 10), ([1, 2, 3], 3)):
         with pytest.raises(InvalidValueError, match=f"ids must increase and stay below next_id = {next_id}"):
             state_of(ids=torch.tensor(ids), next_id=next_id)

@@ -58,7 +58,7 @@ def test_a_tree_with_leaves_missing_or_left_over_is_refused() -> None:
 
 
 def test_the_latent_state_goes_through_its_tensors() -> None:
-    state = MemoryState(torch.randn(3, 3), torch.randn(3, 5).half(), torch.ones(3), torch.tensor([1, 4, 9]), 10)
+    state = MemoryState.of(torch.randn(3, 3), torch.randn(3, 5).half(), torch.ones(3), torch.tensor([1, 4, 9]), 10)
     again = MemoryState.from_tensors(state.tensors())
     assert again.next_id == 10 and torch.equal(again.tokens, state.tokens) and again.tokens.dtype == torch.float16
     broken = state.tensors() | {"points": torch.full((3, 3), torch.nan)}
