@@ -206,7 +206,10 @@ def train(
     photos: Annotated[
         Path | None, typer.Option(help="A folder of photographs that the codec learns from beside the simulator.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Stop after so many minutes, to go on with another call.")] = math.inf,
+    minutes: Annotated[
+        float,
+        typer.Option(help="Stop learning after so many; the same call goes on. Clips and latents are made whole."),
+    ] = math.inf,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A few steps of every stage, to see that all of it runs.")
