@@ -352,8 +352,8 @@ def _print_bench(scale, costs, ways, split) -> None:  # type: ignore[no-untyped-
         table.add_column(column, justify="right")
     for latent, rgb in zip(costs["latent"], costs["rgb"], strict=True):
         table.add_row(
-            str(latent.chunk), f"{latent.read_ms:.2f}", f"{rgb.read_ms:.1f}", f"{rgb.encode_ms:.1f}",
-            f"{rgb.read_ms / latent.read_ms:.1f}", f"{latent.bytes / 2**20:.2f}", f"{rgb.bytes / 2**20:.1f}",
+            str(latent.chunk), f"{latent.read_ms:.2f}", f"{rgb.read_ms:,.1f}", f"{rgb.encode_ms:,.1f}",
+            f"{rgb.read_ms / latent.read_ms:,.1f}", f"{latent.bytes / 2**20:.2f}", f"{rgb.bytes / 2**20:.1f}",
             f"{rgb.bytes / latent.bytes:.1f}",
         )  # fmt: skip
     out.print(table)

@@ -350,6 +350,7 @@ def _write_page(path: Path, scale: Scale, costs: Any, ways: Any, grown: Any, spl
     formula = f"as stored; the paper's {PAPER_BYTES:g}, s² · 3 / C is {number(brief['formula'])}"
     ratios = [
         (brief["read_ratio"], "read time, RGB to latent", f"a frame, at chunk {brief['chunk']:.0f}"),
+        (brief["read_ratio_without_encoding"], "the same, without the encode", "which a GPU does faster"),
         (brief["bytes_ratio"], "cache bytes, RGB to latent", formula),
     ]
     if split:

@@ -173,7 +173,7 @@ def log_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     for power in range(y_low, y_high + 1):
         at = y(10.0**power)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
+        parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{10.0**power:,g}</text>')
     shown: list[float] = []
     for value in sorted({p[0] for p in points}):
         if not shown or x(value) - x(shown[-1]) > 34:
@@ -198,6 +198,8 @@ def number(value: float) -> str:
     """Three digits or so."""
     if not isfinite(value):
         return "-"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}"
 
 

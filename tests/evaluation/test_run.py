@@ -142,6 +142,7 @@ def test_plots_place_what_they_show():
     (mark,) = re.findall(r'class="mark" x1="([\d.]+)"', dots)
     assert first == float(mark) < second
     assert (number(12.34), number(1.234), number(0.1234), number(math.nan)) == ("12.3", "1.23", "0.123", "-")
+    assert (number(-999.96), number(38082.3)) == ("-1000.0", "38,082")
 
 
 def test_the_headline_is_drawn_to_scale():
