@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,7 +98,8 @@ def write_video(path: Path, rgb: UInt8[np.ndarray, "T H W 3"], *, fps: float, en
 class VideoFile:
     """H.264 with yuv420p, which every player shows; enlarging by a whole factor keeps the colour planes sharp.
 
-    Frames of `size` = (H, W), both even once enlarged, go in one by one. Equal frames give equal bytes.
+    Frames of `size` = (H, W), both even once enlarged, go in one by one. Equal frames give equal bytes. Raises
+    OutputError where the disk is full.
     """
 
     def __init__(self, path: Path, size: Sequence[int], *, fps: float, enlargement: int = 1):
@@ -116,11 +118,35 @@ class VideoFile:
         picture = Image.fromarray(frame)
         if picture.size != self._size:
             picture = picture.resize(self._size, Image.Resampling.LANCZOS)
-        self._writer.send(np.ascontiguousarray(picture))
+        try:
+            self._writer.send(np.ascontiguousarray(picture))
+        except OSError as error:
+            raise self._cut_off() from error
 
     def close(self) -> None:
         """The file is whole when this returns; again, it does nothing."""
+        if self._writer.gi_frame is None:
+            return
         self._writer.close()
+        if not _is_whole(self.path):
+            raise self._cut_off()
+
+    def _cut_off(self) -> OutputError:
+        return OutputError(f"the video {self.path} could not be written whole; make room on the disk, then run again")
+
+
+def _is_whole(video: Path) -> bool:
+    """Whether the boxes of an MP4 fill the file, its index among them: what writes it does not tell of a full disk."""
+    if not video.exists():
+        return False
+    kinds, at, size = set(), 0, video.stat().st_size
+    with video.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            length, kind, long = struct.unpack(">I4sQ", file.read(16).ljust(16))
+            at += max(8, long if length == 1 else length)
+            kinds.add(kind)
+    return at == size and b"moov" in kinds
 
 
 def read_video(path: Path, size: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:

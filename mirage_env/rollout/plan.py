@@ -47,6 +47,8 @@ class _Sample(NamedTuple):
 
     seconds: float
     bytes: int
+    episodes: int
+    """Those that could begin."""
     steps: int
     """Of all its episodes together."""
 
@@ -54,7 +56,7 @@ class _Sample(NamedTuple):
 def plan(run: Run, shards: int = 1) -> Plan:
     """Generates the beginning of the first unit, three times, in a folder that is gone afterwards.
 
-    Raises MirageError where the run could not begin: no such picture, no such mover.
+    Raises MirageError where the run could not begin: no such mover, no picture of the first unit that can be used.
     """
     config = run.config
     started = time.perf_counter()
@@ -65,7 +67,7 @@ def plan(run: Run, shards: int = 1) -> Plan:
     _timed(run, short_steps)  # warm
     long = _timed(run, long_steps)
     short = _timed(run, short_steps) if short_steps < long_steps else long
-    episodes, first, steps = config.episodes, len(run.jobs(0)), _steps(run)
+    episodes, first, steps = config.episodes, long.episodes, _steps(run)
 
     def whole(of_short: float, of_long: float) -> float:
         """Of the run, by a straight line through both."""
@@ -115,7 +117,8 @@ def _timed(run: Run, steps: int) -> _Sample:
         sidecar = worker.generate(RunFolder(folder), 0)
         seconds = time.perf_counter() - start
     assert sidecar is not None  # nobody else knows the folder
-    for summary in sidecar["episodes"]:
-        if summary["error"] is not None:
-            raise MirageError(f"episode {summary['episode']} cannot begin: {summary['error']}")
-    return _Sample(seconds, sidecar["bytes"], sum(summary["steps"] for summary in sidecar["episodes"]))
+    whole = [summary for summary in sidecar["episodes"] if summary["error"] is None]
+    if not whole:
+        summary = sidecar["episodes"][0]
+        raise MirageError(f"episode {summary['episode']} cannot begin: {summary['error']}")
+    return _Sample(seconds, sidecar["bytes"], len(whole), sum(summary["steps"] for summary in whole))

@@ -93,6 +93,10 @@ class UnitWriter:
         self._file = file
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
 
+    def beside(self, name: str) -> Path:
+        """A place for a file that is written on the way."""
+        return self._partial.with_name(f"{self._partial.name}.{name}")
+
     def write(self, name: str, data: bytes, deflate: bool = False) -> None:
         """Adds a member.
 
@@ -146,7 +150,6 @@ class EpisodeWriter:
         self._rows: dict[str, list[Any]] = {name: [] for name in (*_A_FRAME, *_A_STEP)}
         self._certifier = Certifier()
         self._video: VideoFile | None = None
-        self._folder = tempfile.TemporaryDirectory() if self._layout.rgb == "video" else None
 
     @property
     def frames(self) -> int:
@@ -166,7 +169,7 @@ class EpisodeWriter:
         first = self.frames
         for index, (picture, depth) in enumerate(zip(rgb, units, strict=True), start=first):
             self._unit.write(f"{self.folder}/depth/{index:06d}.png", png.encode(depth))
-            if self._folder is None:
+            if self._layout.rgb == "png":
                 self._unit.write(f"{self.folder}/rgb/{index:06d}.png", png.encode(picture))
             else:
                 self._video_file(rgb.shape[1:3]).write(picture)
@@ -187,7 +190,7 @@ class EpisodeWriter:
             buffer = io.BytesIO()
             np.save(buffer, np.array(rows), allow_pickle=False)
             self._unit.write(f"{self.folder}/{name}.npy", buffer.getvalue(), deflate=True)
-        if self._folder is not None and self._video is not None:
+        if self._video is not None:
             self._video.close()
             self._unit.write(f"{self.folder}/rgb.mp4", self._video.path.read_bytes())
         self.close()
@@ -202,14 +205,13 @@ class EpisodeWriter:
     def close(self) -> None:
         """Ends what runs beside: call it where `finish` is not reached."""
         if self._video is not None:
-            self._video.close()
-        if self._folder is not None:
-            self._folder.cleanup()
+            with contextlib.suppress(OutputError):
+                self._video.close()
+            self._video.path.unlink(missing_ok=True)
 
     def _video_file(self, size: tuple[int, int]) -> VideoFile:
         if self._video is None:
-            assert self._folder is not None
-            self._video = VideoFile(Path(self._folder.name) / "rgb.mp4", size, fps=self._layout.fps)
+            self._video = VideoFile(self._unit.beside(f"{self.folder}.mp4"), size, fps=self._layout.fps)
         return self._video
 
 

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -337,12 +338,40 @@ def test_killed_twenty_times_it_gives_the_same_bytes(run_of: Any, tmp_path: Path
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_a_video_that_a_full_disk_cut_off_is_no_video(
+    run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ffmpeg's exit is not told: what it wrote is looked at."""
+    run_shard(run_of(rgb="video"), str(tmp_path / "whole"))
+    original, full = imageio_ffmpeg.write_frames, True
+
+    def write_frames(path: str, *arguments: Any, **more: Any) -> Any:
+        writer = original(path, *arguments, **more)
+        writer.send(None)
+        try:
+            while True:
+                writer.send((yield))
+        finally:
+            writer.close()
+            if full and path.endswith(".000002.mp4"):
+                os.truncate(path, os.stat(path).st_size - 100)
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", write_frames)
+    assert run_shard(run_of(rgb="video"), str(tmp_path / "out")).failed == 2
+    (line,) = RunFolder(tmp_path / "out").failures()
+    assert line["unit"] == 1 and "could not be written whole; make room on the disk" in line["error"]
+    assert not [name for name in files(tmp_path / "out") if "partial" in name]
+    full = False
+    assert Worker(run_of(rgb="video")).retry(RunFolder(tmp_path / "out")).failed == 0
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
 def test_what_killed_processes_left_beside_whole_files_goes(run_of: Any, tmp_path: Path) -> None:
     run, out = run_of(), tmp_path / "out"
     run_shard(run, str(out))
     before = files(out)
     strays = (".run.json.partial", "units/000/.000001.partial", "units/000/.000001.json.partial",
-              "units/000/.000001.partial.kept")  # fmt: skip
+              "units/000/.000001.partial.kept", "units/000/.000001.partial.000003.mp4")  # fmt: skip
     for name in strays:
         (out / name).write_text("half")
     (out / "units/000/.000009.partial").write_text("of a unit that is still to be made")
