@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -130,6 +131,10 @@ class MemoryState(State):
         return self.blocks[0].channels
 
     @property
+    def device(self) -> torch.device:
+        return self.blocks[0].points.device
+
+    @property
     def points(self) -> Float[Tensor, "N 3"]:
         return self.column("points")
 
@@ -147,7 +152,7 @@ class MemoryState(State):
 
     def column(self, name: str, *further: Tensor) -> Tensor:
         """Of all points, with further rows behind."""
-        parts = [*(getattr(block, name) for block in self.blocks), *further]
+        parts = [*map(attrgetter(name), self.blocks), *further]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -261,7 +266,7 @@ class LatentMemory:
         shown = self._splat(states, cameras)
         if self._sky is None:
             return [MemoryReading(one) for one in shown]
-        skies = [state.sky or self._sky.empty(state.channels, state.points.device) for state in states]
+        skies = [state.sky or self._sky.empty(state.channels, state.device) for state in states]
         behind = self._sky._splat(skies, [_turning(views) for views in cameras])
         return [MemoryReading(_before(*layers)) for layers in zip(shown, behind, strict=True)]
 
@@ -293,7 +298,7 @@ class LatentMemory:
         after = self._write_surfaces(state, record)
         if self._sky is None:
             return after
-        sky = state.sky if state.sky is not None else self._sky.empty(state.channels, state.points.device)
+        sky = state.sky if state.sky is not None else self._sky.empty(state.channels, state.device)
         known = self._sky.write(
             sky,
             replace(
@@ -385,7 +390,7 @@ class LatentMemory:
     def _check(self, state: MemoryState, record: ChunkRecord) -> None:
         (frames, channels), cameras = record.latents.shape[:2], record.cameras
         maps = (record.depth_m, record.sky, record.dynamic)
-        tensors = (record.latents, *maps, cameras.world_from_camera, cameras.intrinsics_px, state.points)
+        tensors = (record.latents, *maps, cameras.world_from_camera, cameras.intrinsics_px, state.blocks[0].points)
         devices = sorted({str(x.device) for x in tensors})
         if len(devices) > 1:
             raise InvalidValueError(f"a memory and what is written to it must share a device, got {devices}")
