@@ -25,6 +25,7 @@ SKY_M = 1e3
 """Depth at which the sky is shown: no step of a walk shifts it."""
 TokenDtype = Literal["float16", "float32", "uint8"]
 _KINDS = (("points", 2, torch.float32), ("footprint_m", 1, torch.float32), ("ids", 1, torch.int64))
+_BLOCK = 2048
 _COLUMNS = ("points", "tokens", "footprint_m", "ids")
 
 
@@ -197,7 +198,8 @@ class MemoryConfig(AnyMemoryConfig):
     """The relative jump of depth inside a cell that makes it an edge."""
     max_points: int | None = None
     """Budget. A write that exceeds it drops the points that describe the largest patches, the oldest first among
-    equals; what this very write added goes last, so that a full memory still learns."""
+    equals, and of a large budget a 32nd more, so that the next writes need not; what this very write added goes last,
+    so that a full memory still learns."""
     sky_points: int = 0
     """Budget of the sky, which is remembered by direction and shown wherever no surface is; 0: forgotten, as in the
     paper."""
@@ -371,12 +373,18 @@ class LatentMemory:
         chosen[frame] = (admissible & ((index < 0) | in_front | refined)).flatten()
 
     def _within_budget(self, chosen: Bool[Tensor, " M"], footprint: Float[Tensor, " M"], count: int) -> None:
-        """Drops what exceeds the budget: of the `count` old rows first, the coarsest, the oldest among equals."""
-        assert self.config.max_points is not None
-        for part in (slice(0, count), slice(count, None)):
-            excess = int(chosen.sum()) - self.config.max_points
+        """Drops what exceeds the budget: of the `count` old rows first, the coarsest, the oldest among equals.
+
+        The coarsest lie in blocks everywhere, all of which are then made anew; so that this is seldom, it makes room
+        for more than one write where there are many blocks.
+        """
+        budget = self.config.max_points
+        assert budget is not None
+        for part, ahead in ((slice(0, count), max(0, budget - _BLOCK) // 32), (slice(count, None), 0)):
+            excess = int(chosen.sum()) - budget
             if excess <= 0:
                 return
+            excess += ahead
             coarse = torch.where(chosen[part], footprint[part], -1.0)
             if excess >= int(chosen[part].sum()):
                 chosen[part] = False
@@ -450,7 +458,7 @@ def _joined(parts: Sequence[Points]) -> Points:
 
 def _rows_a_block(points: int) -> int:
     """Few enough that a write copies little, many enough that there are never more than a hundred blocks or so."""
-    return max(2048, points // 32)
+    return max(_BLOCK, points // 32)
 
 
 def _before(front: Readout, behind: Readout) -> Readout:

@@ -351,6 +351,20 @@ def test_the_sky_is_remembered_by_direction() -> None:
     assert again.sky is not None and torch.equal(again.sky.tokens, state.sky.tokens)
 
 
+def test_a_full_memory_makes_room_for_more_than_one_write() -> None:
+    """Of 5,000 points a 32nd of what a block does not hold: (5,000 - 2,048) / 32 = 92."""
+    memory, count = LatentMemory(MemoryConfig(write_rule="paper", max_points=5000)), 4990
+    points = torch.randn(count, 3) + torch.tensor([100.0, 0.0, 0.0])
+    state = MemoryState.of(points, torch.randn(count, 5), torch.rand(count) + 1.0, torch.arange(count), count)
+    sizes = []
+    for _ in range(6):
+        camera = at([[0.0, 0, 0]])
+        state = write(memory, state, camera, wall(camera, 2.0))
+        sizes.append(len(state))
+    assert sizes == [4908, 4932, 4956, 4980, 4908, 4932]  # 24 cells a picture
+    assert int((state.ids >= count).sum()) == 6 * 24  # and none of them is forgotten
+
+
 def test_the_sky_is_bounded() -> None:
     memory, sizes = LatentMemory(MemoryConfig(sky_points=40)), []
     state = memory.empty(5)
