@@ -8,7 +8,7 @@ critic of latents, shown a frame beside the frame before it and what the memory 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class InventionLossConfig(WorldLossConfig):
     """How much of the critic's pull reaches the cells that the memory shows."""
     feature_weight: float = 0.1
     """Of the distance between the critic's features of what is made up and of the truth, beside its judgement."""
+    swing: float = 0.3
+    """How far the past of half of the samples is off in contrast (standard deviation of its logarithm) and hue (share
+    of the way to another sample's), as a long walk over what was made up will be; invented cells have to come halfway
+    back, or errors would add up from chunk to chunk."""
     critic_width: int = 96
     critic_steps: int = 3
     """Steps of the critic for one of the denoiser's: it is small, and a critic that lags behind teaches nothing."""
@@ -125,7 +129,7 @@ class InventionStage(WorldStage):
     def losses(
         self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"]], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        warped, clean = batch
+        warped, clean = self._swung(*batch, generator)
         condition, loss, seen = self.model.refined(warped), self.loss, warped.seen
         refined_error = self.weighed(condition.base - clean).mean()
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
@@ -154,6 +158,23 @@ class InventionStage(WorldStage):
             "judgement": judgement,
             "refined_error": refined_error.detach(),
         }
+
+    def _swung(
+        self, condition: ChunkCondition, clean: Float[Tensor, "b n c h w"], generator: torch.Generator
+    ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
+        """The batch with the past of some samples off in contrast and hue; see `InventionLossConfig.swing`."""
+        draws = torch.randn(3, len(clean), 1, 1, 1, 1, generator=generator, device=self.device)
+        some = self.loss.swing * (draws[0] > 0)
+        mean = clean.mean((1, 3, 4), keepdim=True)
+        gain, shift = some * draws[1], some * draws[2] * (mean.roll(1, 0) - mean)
+
+        def off(x: Tensor, share: float) -> Tensor:
+            return mean + (share * gain).exp() * (x - mean) + share * shift
+
+        shown = condition.readout_extra[:, :, :1] > 0
+        readout = torch.where(shown, off(condition.readout, 1.0), condition.readout)
+        target = torch.where(condition.seen, off(clean, 1.0), off(clean, 0.5))
+        return replace(condition, clean=off(condition.clean, 1.0), readout=readout), target
 
     @property
     def _taught(self) -> float:
