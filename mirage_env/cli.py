@@ -892,12 +892,14 @@ def parse_size(text: str) -> tuple[int, int]:
 def _preset_line(name: str) -> str:
     """A preset, and the mode that its worlds run in."""
     from mirage_env.config import load_config
-    from mirage_env.weights.checkpoint import is_diffusers, is_hub_id
+    from mirage_env.weights.checkpoint import WEIGHTS, is_diffusers, is_hub_id
     from mirage_env.world_model import Preset
 
     preset = load_config(name, Preset)
     if preset.mode == "training-free":
         return f"{name}: memory training-free (readout tokens in the sample)"
+    if preset.weights is None and not (WEIGHTS / name).is_dir():
+        return f"{name}: to be trained (mirage-env train --recipe {name})"
     public = preset.weights is not None and (is_hub_id(preset.weights) or is_diffusers(Path(preset.weights)))
     if preset.adapter is None:
         return f"{name}: memory trained" + (", needs an adapter (none is named)" if public else "")

@@ -40,7 +40,8 @@ class DenoiserConfig:
     warp_error: float = 0.8
     """`residual`: mean square error of the warp in normalised latents; see `Denoiser._guess`."""
     trust_cells: float = 0.1
-    """`residual`: a token read less than this far from where it was written is changed less, at 0 not at all."""
+    """`residual`: a token read less than this far from where it was written is changed less, at no distance not at all.
+    0: all are changed alike, for a memory whose readouts tell no distance."""
     refiner_width: int = 0
     """`residual`: channels of the network that refines the warp before all else; 0 leaves the warp as it is."""
     refiner_blocks: int = 3
@@ -56,8 +57,8 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if min(self.channels, self.heads, self.head_dim, self.layers, self.patch_size) < 1:
             raise InvalidValueError("channels, heads, head_dim, layers and patch_size of the denoiser must be positive")
-        if self.trust_cells <= 0:
-            raise InvalidValueError(f"trust_cells must be above 0, got {self.trust_cells}")
+        if self.trust_cells < 0:
+            raise InvalidValueError(f"trust_cells must not be negative, got {self.trust_cells}")
         if self.refiner_width < 0 or self.refiner_width % 8 or self.refiner_blocks < 1:
             raise InvalidValueError(
                 f"refiner_width must be 0 or a multiple of 8 and refiner_blocks positive, got {self.refiner_width} and "
@@ -278,4 +279,6 @@ class Denoiser(nn.Module):
         """How freely each target cell may leave the warp: 0 where the camera is back where a token was written."""
         targets = condition.readout_extra[:, condition.noisy[condition.references :]]
         distance = targets[:, :, 1:3].norm(dim=2, keepdim=True)
+        if self.config.trust_cells == 0:
+            return torch.ones_like(distance)
         return torch.where(condition.seen, (distance / self.config.trust_cells).clamp(max=1.0), 1.0)

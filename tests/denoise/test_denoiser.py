@@ -59,6 +59,12 @@ def test_a_token_read_where_it_was_written_is_left_alone(config, make_chunk):
     kept = ((result - condition.base).abs() < 1e-5).all(2)
     seen = extra[:, 1:3, 0] > 0
     assert torch.equal(kept[..., :3], seen[..., :3]) and not kept[..., 3:].any()
+    denoiser.config = replace(config, trust_cells=0.0)  # for readouts that tell no distance
+    assert (
+        not ((sample(denoiser, condition, torch.randn(1, 2, 4, 4, 6), SamplerConfig(1)) - condition.base).abs() < 1e-5)
+        .all(2)
+        .any()
+    )
 
 
 def test_worlds_in_a_batch_do_not_touch_each_other(config, make_chunk):
@@ -101,6 +107,8 @@ def test_configs_check_themselves():
         SamplerConfig(steps=0)
     with pytest.raises(InvalidValueError, match="must be positive"):
         DenoiserConfig(layers=0)
+    with pytest.raises(InvalidValueError, match=r"trust_cells must not be negative, got -0\.1"):
+        DenoiserConfig(trust_cells=-0.1)
 
 
 def test_what_no_step_changes_is_made_once_a_chunk(config, make_chunk, monkeypatch):
