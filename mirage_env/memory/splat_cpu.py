@@ -30,6 +30,8 @@ BLOCK = 2048
 _ROW = (1 << 32) - 1
 """A key is a positive float's bits above a row, as in `splat_torch.key`; `NONE` is larger than any."""
 _SIGN, _MAGNITUDE, _INFINITY = np.int32(31), np.int32(0x7FFFFFFF), np.int32(0x7F800000)
+_PAIRS_NOTED = 1 << 24
+"""View-point pairs for which room is made at a time (12 bytes each) where footprints compete."""
 _PAIRS_A_THREAD = 1 << 17
 """View-point pairs below which another thread costs more than it saves."""
 
@@ -290,7 +292,7 @@ def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
         rule = _words(scene.footprint_m, torch.float32), _words(scene.focal, torch.float32)
     reach, cells = np.float32(1.0 + scene.same_surface), height * width
 
-    def kernel(run: slice) -> None:
+    def some(run: slice) -> None:
         best = np.full((run.stop - run.start) * cells, NONE)
         seen = points, axes[run], centres[run]
         if rule:
@@ -302,6 +304,11 @@ def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
         else:
             _frontmost(*seen, height, width, best)
         _locate(*seen, best, *(a[run] for a in found))
+
+    def kernel(run: slice) -> None:
+        step = max(1, _PAIRS_NOTED // max(1, len(points)) if rule else views)
+        for first in range(run.start, run.stop, step):
+            some(slice(first, min(first + step, run.stop)))
 
     _shared(views, len(points), kernel)
     if order is not None:

@@ -306,6 +306,7 @@ def test_tensors_that_are_not_contiguous() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_number_of_threads_does_not_matter(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirage_env.memory.splat_cpu._PAIRS_A_THREAD", 1)
+    monkeypatch.setattr("mirage_env.memory.splat_cpu._PAIRS_NOTED", 6000)  # two views at a time
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     points, tokens, ids = torch.randn(3000, 3), torch.randn(3000, 5), torch.arange(3000)
     cameras = looking_around(7, (9, 8))
