@@ -55,9 +55,22 @@ class InventionLossConfig(WorldLossConfig):
     """Its learning rate."""
 
     def __post_init__(self) -> None:
-        weights = (self.invented_weight, self.coarse_weight, self.critic_share, self.seen_share, self.feature_weight)
-        if min(self.critic_width, self.critic_steps) < 1 or min(*weights, self.critic_first) < 0:
-            raise InvalidValueError("critic_width and critic_steps must be positive, and no weight of them negative")
+        if min(self.critic_width, self.critic_steps) < 1:
+            raise InvalidValueError(
+                f"critic_width and critic_steps must be positive, got {self.critic_width} and {self.critic_steps}"
+            )
+        names = (
+            "invented_weight",
+            "coarse_weight",
+            "critic_share",
+            "critic_first",
+            "seen_share",
+            "feature_weight",
+            "swing",
+        )
+        for name in names:
+            if getattr(self, name) < 0:
+                raise InvalidValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 class UnitConv(nn.Conv2d):
@@ -216,7 +229,7 @@ class InventionStage(WorldStage):
             pictures = torch.stack([self.codec.decode(x[None])[0] for x in made.float()]).float().cpu()
         truth = to_float(torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n]))
         invented = ~condition.seen.repeat_interleave(cell, -2).repeat_interleave(cell, -1).cpu()
-        return _detail(pictures, invented) / _detail(truth, invented)
+        return _detail(pictures, invented) / max(_detail(truth, invented), 1e-12)  # where nothing is invented: 0
 
 
 def _detail(images: Float[Tensor, "b n 3 H W"], where: Bool[Tensor, "b n 1 H W"]) -> float:

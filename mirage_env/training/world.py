@@ -41,7 +41,8 @@ class WorldLossConfig(ChunkConfig):
     walked: float = 0.5
     """Share of samples whose past is a walk of an earlier model, where the stores hold one; see `walk_clips`."""
     strides: tuple[int, ...] = (1,)
-    """Every clip is also met with only every so many-th frame: an agent's steps are longer than a film's."""
+    """Every clip is met once for each, with only every so many-th frame: an agent's steps are longer than a film's. A
+    batch draws among them by the frames that are left."""
 
 
 class SimulatorClips:
@@ -59,7 +60,11 @@ class SimulatorClips:
         stride: int = 1,
     ):
         self.store, self.loss, self.moments = store, loss, slice(None, None, stride)
-        self.frames = -(-store.config.frames // stride)
+        self.frames = -(-store.config.frames // max(1, stride))
+        if stride < 1 or self.frames < 2:
+            raise InvalidValueError(
+                f"strides must be at least 1 and leave two frames of {store.config.frames}, got {stride}"
+            )
         self.latents, self.depth_name = store.array(latents_name(codec_hash)), depth_name(perception_hash)
         self.walks = None if walked_by is None else walked_name(walked_by)
 

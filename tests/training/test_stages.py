@@ -318,8 +318,10 @@ def test_a_denoiser_learns_to_invent_and_goes_on_as_if_never_cut_off(trained, st
         assert card["metrics"]["detail_invented"] >= 0
     for one, other in zip(*(result.parameters() for result in results), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(InvalidValueError, match="critic_width and critic_steps must be positive"):
+    with pytest.raises(InvalidValueError, match="critic_width and critic_steps must be positive, got 0 and 3"):
         InventionLossConfig(critic_width=0)
+    with pytest.raises(InvalidValueError, match=r"swing must not be negative, got -1.0"):
+        InventionLossConfig(swing=-1.0)
 
 
 def test_critic_and_denoiser_do_not_teach_each_other(trained, store):
@@ -349,6 +351,9 @@ def test_a_hurried_clip_has_every_so_many_th_frame(trained, store):
     torch.testing.assert_close(part.latents, whole.latents[::2])
     torch.testing.assert_close(part.cameras.world_from_camera, whole.cameras.world_from_camera[::2])
     np.testing.assert_array_equal(part.depth_m, whole.depth_m[::2])
+    for stride in (0, FRAMES):
+        with pytest.raises(InvalidValueError, match=f"strides must be at least 1 and leave two frames of {FRAMES}"):
+            WorldStage(DENOISER, replace(loss, strides=(stride,)), MemoryConfig(), [store], codec, codec_hash, EYE)
     for seed in range(8):  # a chunk is never longer than what is there
         _, clean = stage.batch(torch.Generator().manual_seed(seed))
         assert 1 <= clean.shape[1] < FRAMES
