@@ -1,22 +1,21 @@
-"""The readout on a CPU: one pass over the points, compiled by numba, views shared out among threads.
+"""The readout on a CPU: one pass over the points, compiled by numba, points shared out among threads.
 
     every block of points x every view -> who is in view -> a minimum of keys in every cell -> rows, offsets, tokens
 
 The same arithmetic as `reference.py`, operation by operation in float32 and without contraction, so that the results
-are equal to the bit. Threads are Python's (the kernels run without the GIL): numba's own would compile for seconds, and
-would not know of `torch.set_num_threads`. Compiled once a machine: beside this file, or where that is read-only in the
-user's cache folder.
+are equal to the bit; and a minimum does not ask which thread met which point. Threads are Python's (the kernels run
+without the GIL): numba's own would compile for seconds, and would not know of `torch.set_num_threads`. Compiled once a
+machine: beside this file, or where that is read-only in the user's cache folder.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, reduce
 from inspect import unwrap
-from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -32,8 +31,11 @@ _ROW = (1 << 32) - 1
 _SIGN, _MAGNITUDE, _INFINITY = np.int32(31), np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 _PAIRS_NOTED = 1 << 24
 """View-point pairs for which room is made at a time (12 bytes each) where footprints compete."""
-_PAIRS_A_THREAD = 1 << 17
-"""View-point pairs below which another thread costs more than it saves."""
+_PAIRS_A_RUN = 1 << 17
+"""View-point pairs that a thread takes at a time (0.1 ms): fewer repay no thread, more would be waited for."""
+_PAIRS_A_WINNER = 16
+"""As many pairs are projected in the time in which one winner is located."""
+_T = TypeVar("_T")
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,8 +154,16 @@ def _in_view(
 
 
 @_compiled
-def _frontmost(points: Any, axes: Any, centres: Any, height: int, width: int, best: Any) -> None:
-    """The smallest key of every cell, into `best`, which comes filled with `NONE`: the frontmost point."""
+def _ascending(ids: Any) -> bool:
+    ascending = True
+    for n in range(1, len(ids)):
+        ascending &= ids[n - 1] < ids[n]
+    return ascending
+
+
+@_compiled
+def _frontmost(points: Any, row: int, axes: Any, centres: Any, height: int, width: int, best: Any) -> None:
+    """Lowers `best`, the smallest key of every cell, by points that begin with this row: the frontmost point."""
     (x, y, z, low, high), (cell, depth, inside, hits) = _room()
     bits = depth.view(np.int32)
     for start in range(0, len(points), BLOCK):
@@ -166,17 +176,18 @@ def _frontmost(points: Any, axes: Any, centres: Any, height: int, width: int, be
             for hit in range(count):
                 n = hits[hit]
                 here = first + cell[n]
-                best[here] = min(best[here], np.int64(bits[n]) << 32 | (start + n))
+                best[here] = min(best[here], np.int64(bits[n]) << 32 | (row + start + n))
 
 
 @_compiled
 def _note_surface(
-    points: Any, axes: Any, centres: Any, height: int, width: int, reach: Any, front: Any, cell_of: Any, key_of: Any
-) -> int:
-    """z-depth of the frontmost point of every cell, into `front`, which comes filled with infinity.
+    points: Any, row: int, axes: Any, centres: Any, height: int, width: int,
+    reach: Any, front: Any, cell_of: Any, key_of: Any,
+) -> int:  # fmt: skip
+    """Lowers `front`, the least z-depth of every cell, by points that begin with this row.
 
-    All points that may turn out to lie at most `reach` times as far are noted, their cells and keys; there must be room
-    for every pair (which costs nothing until it is filled). Returns how many. No branch, as none could be predicted.
+    All that may turn out to lie at most `reach` times as far are noted, their cells and keys; there must be room for
+    every pair. Returns how many. No branch, as none could be predicted.
     """
     (x, y, z, low, high), (cell, depth, inside, hits) = _room()
     bits, noted = depth.view(np.int32), 0
@@ -191,23 +202,17 @@ def _note_surface(
                 n = hits[hit]
                 deep, here = depth[n], first + cell[n]
                 front[here] = nearest = min(deep, front[here])
-                cell_of[noted], key_of[noted] = here, np.int64(bits[n]) << 32 | (start + n)
+                cell_of[noted], key_of[noted] = here, np.int64(bits[n]) << 32 | (row + start + n)
                 noted += int(deep <= nearest * reach)
     return noted
 
 
 @_compiled
-def _choose_fitting(
-    cell_of: Any, key_of: Any, footprint_m: Any, focal: Any, reach: Any, cells: int, front: Any, best: Any
-) -> None:
-    """Of the noted points that do lie near enough to the frontmost of their cell, the best-fitting, into `best`.
+def _choose_fitting(cell_of: Any, key_of: Any, footprint_m: Any, limit: Any, wanted: Any, best: Any) -> None:
+    """Lowers `best` by those noted points that lie no farther than the limit of their cell: the best-fitting one.
 
-    `cells` are those of a view. A key is here one of the misfit, not of the depth.
+    A key is here one of the misfit, not of the depth.
     """
-    limit, wanted = front * reach, np.empty_like(front)
-    for view in range(len(focal)):
-        for cell in range(view * cells, (view + 1) * cells):
-            wanted[cell] = front[cell] / focal[view]
     one, never, last = np.float32(1.0), np.float32(np.inf), limit.view(np.int32)
     misfit = np.empty(BLOCK, np.float32)
     bits = misfit.view(np.int32)
@@ -231,7 +236,7 @@ def _locate(points: Any, axes: Any, centres: Any, best: Any, index: Any, depth: 
         axis, centre = axes[view], centres[view]
         for row in range(height):
             for column in range(width):
-                key = best[(view * height + row) * width + column]
+                key = best[view, row, column]
                 winner = key & _ROW if key != NONE else -1
                 index[view, row, column] = winner
                 depth[view, row, column] = offset[view, 0, row, column] = offset[view, 1, row, column] = 0.0
@@ -246,10 +251,8 @@ def _locate(points: Any, axes: Any, centres: Any, best: Any, index: Any, depth: 
 
 
 @_compiled
-def _mark_landed(
-    points: Any, group: Any, axes: Any, centres: Any, height: int, width: int, first: int, landed: Any
-) -> None:
-    """landed[g, first + view, cell] becomes true where any point of group g falls into that cell."""
+def _mark_landed(points: Any, group: Any, axes: Any, centres: Any, height: int, width: int, landed: Any) -> None:
+    """landed[g, view, cell] becomes true where any point of group g falls into that cell."""
     (x, y, z, low, high), (cell, depth, inside, hits) = _room()
     for start in range(0, len(points), BLOCK):
         block = points[start : start + BLOCK]
@@ -259,74 +262,104 @@ def _mark_landed(
             count = _in_view(x, y, z, len(block), low, high, *camera, cell, depth, inside, hits)
             for hit in range(count):
                 n = hits[hit]
-                landed[group[start + n], first + view, cell[n]] = True
+                landed[group[start + n], view, cell[n]] = True
+
+
+@_inlined
+def _turn(tokens: Any, index: Any, shown: Any, view: int, start: int, size: int) -> None:
+    for channel in range(tokens.shape[1]):
+        for cell in range(start, start + size):
+            row = index[view, cell]
+            shown[view, channel, cell] = tokens[row, channel] if row >= 0 else 0
 
 
 @_compiled
 def _gather(tokens: Any, index: Any, shown: Any) -> None:
     """shown[view, :, cell] = tokens[index[view, cell]], or zero; sixteen cells, one cache line, a time."""
-    (views, cells), channels = index.shape, tokens.shape[1]
-    rows = np.empty((16, channels), tokens.dtype)
+    views, cells = index.shape
     for view in range(views):
-        for start in range(0, cells, 16):
-            size = min(16, cells - start)
-            for cell in range(size):
-                row = index[view, start + cell]
-                for channel in range(channels):
-                    rows[cell, channel] = tokens[row, channel] if row >= 0 else 0
-            for channel in range(channels):
-                for cell in range(size):
-                    shown[view, channel, start + cell] = rows[cell, channel]
+        for start in range(0, cells - 15, 16):
+            _turn(tokens, index, shown, view, start, 16)  # a constant, so that a vector fetches sixteen rows at once
+        _turn(tokens, index, shown, view, cells - cells % 16, cells % 16)
 
 
 def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     """`splat.frontmost` on a CPU."""
-    scene, order = by_age(scene)
+    scene, order = (scene, None) if _ascending(_words(scene.ids, torch.int64)) else by_age(scene)
     views, (height, width) = len(scene.axes), scene.size
     index, depth = torch.empty(views, height, width, dtype=torch.int64), torch.empty(views, height, width)
     offset = torch.empty(views, 2, height, width)
-    found = index.numpy(), depth.numpy(), offset.numpy()
-    points, axes, centres = (_words(a, a.dtype) for a in (scene.points, scene.axes, scene.centres))
-    rule: tuple[Any, ...] = ()
-    if scene.footprint_m is not None and scene.focal is not None:
-        rule = _words(scene.footprint_m, torch.float32), _words(scene.focal, torch.float32)
-    reach, cells = np.float32(1.0 + scene.same_surface), height * width
-
-    def some(run: slice) -> None:
-        best = np.full((run.stop - run.start) * cells, NONE)
-        seen = points, axes[run], centres[run]
-        if rule:
-            front, room = np.full(len(best), np.inf, np.float32), len(points) * (run.stop - run.start)
-            cell_of, key_of = np.empty(room, np.int32), np.empty(room, np.int64)
-            noted = _note_surface(*seen, height, width, reach, front, cell_of, key_of)
-            footprint, focal = rule
-            _choose_fitting(cell_of[:noted], key_of[:noted], footprint, focal[run], reach, cells, front, best)
-        else:
-            _frontmost(*seen, height, width, best)
-        _locate(*seen, best, *(a[run] for a in found))
-
-    def kernel(run: slice) -> None:
-        step = max(1, _PAIRS_NOTED // max(1, len(points)) if rule else views)
-        for first in range(run.start, run.stop, step):
-            some(slice(first, min(first + step, run.stop)))
-
-    _shared(views, len(points), kernel)
+    points, axes, centres = (_words(a, torch.float32) for a in (scene.points, scene.axes, scene.centres))
+    if scene.footprint_m is None or scene.focal is None:
+        best = _nearest(points, axes, centres, scene.size)
+    else:
+        footprint, focal = _words(scene.footprint_m, torch.float32), _words(scene.focal, torch.float32)
+        best, some = np.empty((views, height, width), np.int64), max(1, _PAIRS_NOTED // max(1, len(points)))
+        for first in range(0, views, some):
+            run = slice(first, first + some)
+            rule = footprint, focal[run], np.float32(1.0 + scene.same_surface)
+            best[run] = _best_fitting(points, axes[run], centres[run], scene.size, *rule)
+    each = axes, centres, best, index.numpy(), depth.numpy(), offset.numpy()
+    work = height * width * _PAIRS_A_WINNER
+    _shared(views, work, lambda runs: [_locate(points, *(a[run] for a in each)) for run in runs])
     if order is not None:
         index = torch.where(index >= 0, order[index.clamp_min(0)], -1)
     return index, offset, depth
 
 
+def _nearest(points: Any, axes: Any, centres: Any, size: tuple[int, int]) -> Any:
+    """(V, h, w): the key of the frontmost point of every cell."""
+
+    def nearest(runs: Iterator[slice]) -> Any:
+        best = np.full((len(axes), *size), NONE)
+        for run in runs:
+            _frontmost(points[run], run.start, axes, centres, *size, best.ravel())
+        return best
+
+    return reduce(np.minimum, _shared(len(points), len(axes), nearest, BLOCK))
+
+
+def _best_fitting(
+    points: Any, axes: Any, centres: Any, size: tuple[int, int], footprint_m: Any, focal: Any, reach: Any
+) -> Any:
+    """(V, h, w): the key of the best-fitting point of the frontmost surface of every cell."""
+    shape = len(axes), *size
+
+    def note(runs: Iterator[slice]) -> tuple[Any, list[Any]]:
+        front, noted = np.full(shape, np.inf, np.float32), []
+        room = max(_PAIRS_A_RUN, BLOCK * len(axes))
+        cell, key = np.empty(room, np.int32), np.empty(room, np.int64)
+        for run in runs:
+            count = _note_surface(points[run], run.start, axes, centres, *size, reach, front.ravel(), cell, key)
+            noted.append((cell[:count].copy(), key[:count].copy()))
+        return front, noted
+
+    fronts, lists = zip(*_shared(len(points), len(axes), note, BLOCK), strict=True)
+    front, noted = reduce(np.minimum, fronts), [pairs for noted in lists for pairs in noted]
+    with np.errstate(over="ignore"):
+        limit, wanted = (front * reach).ravel(), (front / focal[:, None, None]).ravel()
+
+    def choose(runs: Iterator[slice]) -> Any:
+        best = np.full(shape, NONE)
+        for run in runs:
+            for cell, key in noted[run]:
+                _choose_fitting(cell, key, footprint_m, limit, wanted, best.ravel())
+        return best
+
+    return reduce(np.minimum, _shared(len(noted), _PAIRS_A_RUN, choose))
+
+
 def landed(scene: Scene, groups: int) -> Tensor:
     """`splat.landed` on a CPU."""
-    views = len(scene.axes)
-    hit = torch.zeros(groups, views, *scene.size, dtype=torch.bool)
+    hit = torch.zeros(groups, len(scene.axes), *scene.size, dtype=torch.bool)
     points, group, axes, centres = (_words(a, a.dtype) for a in (scene.points, scene.ids, scene.axes, scene.centres))
-    marks = hit.flatten(2).numpy()
+    views = axes, centres, *scene.size, hit.flatten(2).numpy()
 
-    def kernel(run: slice) -> None:
-        _mark_landed(points, group, axes[run], centres[run], *scene.size, run.start, marks)
+    def mark(runs: Iterator[slice]) -> None:
+        for run in runs:
+            _mark_landed(points[run], group[run], *views)
 
-    _shared(views, len(points), kernel)
+    _shared(len(points), len(axes), mark, BLOCK)
     return hit
 
 
@@ -337,7 +370,7 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
     shown = torch.empty(views, channels, *size, dtype=tokens.dtype)
     source, target = _words(tokens, word), shown.view(word).flatten(2).numpy()
     cells = index.flatten(1).numpy()
-    _shared(views, cells.shape[1] * channels, lambda run: _gather(source, cells[run], target[run]))
+    _shared(views, cells.shape[1] * channels, lambda runs: [_gather(source, cells[run], target[run]) for run in runs])
     return shown
 
 
@@ -346,14 +379,18 @@ def _words(tensor: Tensor, dtype: torch.dtype) -> Any:
     return tensor.detach().contiguous().view(dtype).numpy()
 
 
-def _shared(views: int, work_a_view: int, kernel: Callable[[slice], None]) -> None:
-    """Calls the kernel on runs of views, in as many threads as torch may use and the work is worth."""
-    threads = max(1, min(torch.get_num_threads(), views, views * work_a_view // _PAIRS_A_THREAD))
-    here, *elsewhere = (slice(*run) for run in pairwise(views * n // threads for n in range(threads + 1)))
-    others = [_pool(os.getpid()).submit(kernel, run) for run in elsewhere]
-    kernel(here)
-    for other in others:
-        other.result()
+def _shared(count: int, pairs_each: int, task: Callable[[Iterator[slice]], _T], grain: int = 1) -> list[_T]:
+    """Calls the task in as many threads as torch may use and returns what each returned.
+
+    They draw on one supply of runs, which make up 0 to `count` in multiples of `grain`: who wakes late or shares a core
+    leaves more to the others, and nobody waits for one that has not woken.
+    """
+    step = max(1, _PAIRS_A_RUN // max(1, pairs_each * grain)) * grain
+    runs = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    left = iter(runs)
+    others = [_pool(os.getpid()).submit(task, left) for _ in range(min(torch.get_num_threads(), len(runs)) - 1)]
+    results = [task(left)]
+    return results + [other.result() for other in others if not other.cancel()]
 
 
 @cache

@@ -1,7 +1,9 @@
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from importlib import import_module
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -303,19 +305,43 @@ def test_tensors_that_are_not_contiguous() -> None:
     assert_same(splat(points, tokens, ids, cameras[::2]), splat_by_loops(points, tokens, ids, cameras[::2]))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_number_of_threads_does_not_matter(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirage_env.memory.splat_cpu._PAIRS_A_THREAD", 1)
-    monkeypatch.setattr("mirage_env.memory.splat_cpu._PAIRS_NOTED", 6000)  # two views at a time
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    points, tokens, ids = torch.randn(3000, 3), torch.randn(3000, 5), torch.arange(3000)
-    cameras = looking_around(7, (9, 8))
-    footprint = torch.rand(3000)
-    together = splat(points, tokens, ids, cameras, footprint, 0.1)
-    for view in range(7):
-        alone = splat(points, tokens, ids, cameras[view : view + 1], footprint, 0.1)
-        for name in FIELDS:
-            assert torch.equal(getattr(together, name)[view], getattr(alone, name)[0])
+class Helpful:
+    """A pool whose threads have always done so many runs of the work before its owner comes to it."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+
+    def submit(self, task: Callable[[Iterator[slice]], object], left: Iterator[slice]) -> Future[object]:
+        future: Future[object] = Future()
+        future.set_result(task(islice(left, self.runs)))
+        return future
+
+
+def test_who_does_how_much_of_the_work_does_not_matter(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernel == "torch":
+        pytest.skip("torch shares out its work by itself")
+    torch.manual_seed(5)
+    points, tokens, ids, footprint = torch.randn(9000, 3), torch.randn(9000, 5), torch.arange(9000), torch.rand(9000)
+    cameras, group = looking_around(7, (9, 8)), torch.arange(9000) % 3
+
+    def read() -> tuple[Readout, Readout, torch.Tensor]:
+        one, other = (splat(points, tokens, ids, cameras, footprint, share) for share in (0.0, 0.1))
+        return one, other, landed(points, group, 3, cameras)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SPLAT, "_numba", lambda pairs=0: None)
+        nearest, fitting, marks = read()
+    monkeypatch.setattr("mirage_env.memory.splat_cpu._PAIRS_A_RUN", 1)
+    monkeypatch.setattr("mirage_env.memory.splat_cpu._PAIRS_NOTED", 18000)  # two views at a time
+    splat_cpu = SPLAT._load_numba()
+    pool = splat_cpu._pool
+    for threads, runs in [(1, None), (2, None), (3, None), (2, 0), (2, 1), (3, 2), (2, 99)]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(splat_cpu, "_pool", pool if runs is None else lambda process, runs=runs: Helpful(runs))
+        one, other, marked = read()
+        assert_same(one, nearest)
+        assert_same(other, fitting)
+        assert torch.equal(marked, marks)
 
 
 def test_ragged_worlds_are_read_together() -> None:
