@@ -33,8 +33,17 @@ LAST_RATE = 0.05
 Report = Callable[[int, int, dict[str, float]], None]
 
 
-def train(config: AgentConfig, folder: Path, minutes: float = math.inf, report: Report | None = None) -> bool:
+def train(
+    config: AgentConfig,
+    folder: Path,
+    minutes: float = math.inf,
+    report: Report | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
     """Trains up to `ppo.total_steps`, or `minutes`; goes on where `folder` was left. True when it is complete.
+
+    A rollout that began in time is still learned from. `clock` tells the seconds; `time.process_time` counts only those
+    of this process.
 
     `folder` gets agent.safetensors (policy, optimizer, steps, config), curve.jsonl (one line a rollout: steps, seconds,
     mean return and terms of the last episodes) and tensorboard/. Weights, optimizer and steps are kept; episodes that
@@ -67,10 +76,9 @@ def train(config: AgentConfig, folder: Path, minutes: float = math.inf, report: 
             return True
         # A resumed run draws other random numbers than the run that it continues drew at its start.
         model.set_random_seed(int(np.random.SeedSequence([config.seed, model.num_timesteps]).generate_state(1)[0] >> 1))
-        keeper = _Keeper(config, folder, spaces, seconds, 60.0 * minutes, report)
+        keeper = _Keeper(config, folder, spaces, seconds, 60.0 * minutes, report, clock)
         model.learn(left, keeper, reset_num_timesteps=False, tb_log_name="ppo")
-        keeper.save()
-        return model.num_timesteps >= config.ppo.total_steps
+        return keeper.saved >= config.ppo.total_steps
     finally:
         vector.close()
 
@@ -92,16 +100,19 @@ class _Keeper(BaseCallback):
         seconds: float,
         limit_s: float,
         report: Report | None,
+        clock: Callable[[], float],
     ):
         super().__init__()
         self._config, self._folder, self._spaces = config, folder, spaces
-        self._report, self._limit_s = report, limit_s
-        self._before_s, self._start = seconds, time.monotonic()
+        self._report, self._limit_s, self._clock = report, limit_s, clock
+        self._before_s, self._start = seconds, clock()
         self._episodes: deque[dict[str, float]] = deque(maxlen=REMEMBERED)
-        self._saved = 0
+        self._late = False
+        self.saved = 0
+        """Steps after which the checkpoint was written."""
 
     def _on_training_start(self) -> None:
-        self._saved = self.num_timesteps
+        self.saved = self.num_timesteps
         path = self._folder / CURVE
         if path.is_file():  # points after the checkpoint are drawn again
             kept = [x for x in path.read_text("utf-8").splitlines() if json.loads(x)["steps"] <= self.num_timesteps]
@@ -119,7 +130,7 @@ class _Keeper(BaseCallback):
                         **terms,
                     }
                 )
-        return time.monotonic() - self._start < self._limit_s
+        return not self._late
 
     def _on_rollout_end(self) -> None:
         if not self._episodes:
@@ -134,17 +145,22 @@ class _Keeper(BaseCallback):
             self._report(min(self.num_timesteps, self._config.ppo.total_steps), self._config.ppo.total_steps, means)
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps - self._saved >= self._config.ppo.checkpoint_steps:
+        self._late = self._clock() - self._start >= self._limit_s  # steps of a rollout cut short would teach nothing
+        if self._late or self.num_timesteps - self.saved >= self._config.ppo.checkpoint_steps:
+            self.save()
+
+    def _on_training_end(self) -> None:
+        if not self._late:
             self.save()
 
     def save(self) -> None:
         """The policy after its last update, and how far it has come."""
         card = {"steps": self.num_timesteps, "seconds": self._seconds(), "config": asdict(self._config)}
         save_checkpoint(self._folder / CHECKPOINT, self.model.policy, *self._spaces, card)
-        self._saved = self.num_timesteps
+        self.saved = self.num_timesteps
 
     def _seconds(self) -> float:
-        return self._before_s + time.monotonic() - self._start
+        return self._before_s + self._clock() - self._start
 
 
 def curve(folder: Path) -> list[dict[str, float]]:

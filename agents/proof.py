@@ -112,7 +112,7 @@ def prove(config: ProofConfig, folder: Path, minutes: float = math.inf, report: 
                 cell, name = folder / task / method / f"seed-{seed}", f"{task}, {method}, seed {seed}"
                 if method in SCRIPTED and seed != config.seeds[0]:
                     continue
-                with _claimed(cell) as mine:
+                with claimed(cell) as mine:
                     if not mine or (cell / "scores.json").is_file():
                         continue
                     agent = agent_config(config, folder, task, method, seed)
@@ -139,7 +139,7 @@ def missing(config: ProofConfig, folder: Path) -> list[tuple[str, str, int]]:
 
 
 @contextlib.contextmanager
-def _claimed(cell: Path) -> Iterator[bool]:
+def claimed(cell: Path) -> Iterator[bool]:
     """Whether this process alone works on the cell now; a process that dies lets go."""
     prepare_folder(cell)
     with (cell / ".lock").open("w") as file:

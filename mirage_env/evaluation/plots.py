@@ -194,6 +194,52 @@ def log_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     return "".join([*parts, "</svg>"])
 
 
+def point_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
+    """A line a series through (x, y), named where it ends."""
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return ""
+    width, height, left, right, top, bottom = 680, 360, 62, 170, 14, 40
+    (x_ticks, y_ticks) = (_ticks(min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (0, 1))
+    x_end = max(p[0] for p in points)
+
+    def x(value: float) -> float:
+        return left + (width - left - right) * (value - x_ticks[0]) / max(x_end - x_ticks[0], 1e-9)
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
+
+    parts = [_open(width, height, f"{y_label} over {x_label}")]
+    for tick in y_ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in (tick for tick in x_ticks if tick <= x_end):
+        parts.append(f'<text x="{x(tick):.1f}" y="{height - bottom + 18}" text-anchor="middle">{tick:g}</text>')
+    middle = (left + width - right) / 2
+    title = f"{escape(y_label)} over {escape(x_label)}"
+    parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{title}</text>')
+    labels = []
+    for colour, (name, line) in zip(_colours(series), series.items(), strict=True):
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
+        parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in line]
+        labels.append((y(line[-1][1]), f"{_words(name)}: {number(line[-1][1])}", colour))
+    labels.sort()
+    for place, (_, label, colour) in zip(_apart([at for at, _, _ in labels], 15, height - bottom), labels, strict=True):
+        parts.append(f'<text x="{width - right + 10}" y="{place + 4:.1f}" style="fill:{colour}">{label}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def standalone(chart: str) -> str:
+    """A chart as a file of its own, on white; within a report, the report's style is what draws it."""
+    style = (
+        "<style>text{font:12px system-ui,sans-serif;fill:#555}.number{fill:#111;font-weight:600}.grid{stroke:#ddd}"
+        ".mark{stroke:#888;stroke-dasharray:3 3}</style><rect width='100%' height='100%' fill='#fff'/>"
+    )
+    begin, _, rest = chart.removeprefix("<svg").partition(">")
+    return f'<svg xmlns="http://www.w3.org/2000/svg"{begin}>{style}{rest}\n' if chart else ""
+
+
 def number(value: float) -> str:
     """Three digits or so."""
     if not isfinite(value):
