@@ -80,9 +80,9 @@ class Point:
         return bootstrap(self.scores)
 
 
-def configured(task: str, setting: Setting, folder: Path, weights: Path | None, envs: int) -> AgentConfig:
+def configured(task: str, setting: Setting, folder: Path, weights: Path | None) -> AgentConfig:
     """The preset of the task at a setting; nothing ends it but time, so its learning rate does not fall."""
-    config = load(PRESETS[task], [f"ppo.envs={envs}", "ppo.total_steps=1000000000", "ppo.tensorboard=false"])
+    config = load(PRESETS[task], ["ppo.total_steps=1000000000", "ppo.tensorboard=false"])
     size = {"size": [setting.size, setting.size]}
     own: dict[str, Any] = {**size, "images": str(folder / "pool"), "chunk": setting.chunk, "feedback": setting.feedback}
     if weights is not None:
@@ -121,23 +121,20 @@ def write_report(folder: Path, task: str, settings: Sequence[Setting], targets: 
     chance = read_points(folder / "random")
     found = {setting: points for setting in settings if (points := read_points(folder / setting.folder))}
     heads = [f"{METRIC[task]} after {target:g} s (95%)" for target in targets]
-    rows = ["| setting | CPU ms a step | steps |", "|---|---|---|"]
-    rows = [f"{row} {' | '.join(more)} |" for row, more in zip(rows, (heads, ["---"] * len(heads)), strict=True)]
+    rows = [["setting", "CPU ms a step", "steps", *heads], ["---"] * (3 + len(heads))]
     for setting, points in found.items():
         last, scores = points[-1], [_told(point.mean) for point in points]
         scores += ["-"] * (len(targets) - len(points))
-        rows.append(
-            f"| {setting.name} | {1000 * last.seconds / last.steps:.1f} | {last.steps} | {' | '.join(scores)} |"
-        )
+        rows.append([setting.name, f"{1000 * last.seconds / last.steps:.1f}", str(last.steps), *scores])
     if chance:
-        rows.append(f"| random | | | {_told(chance[0].mean)} | {' | ' * (len(targets) - 1)}")
+        rows.append(["random", "-", "0", _told(chance[0].mean), *["-"] * (len(targets) - 1)])
     curves: Mapping[str, Sequence[tuple[float, float]]] = {
         setting.name: [(point.seconds, point.mean.mean) for point in [*chance, *points]]
         for setting, points in found.items()
     }
     chart = point_chart(curves, "seconds of one core", f"{METRIC[task]} in the true world")
     write_text(folder / "learning.svg", standalone(chart))
-    table = "\n".join([*rows, ""])
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     write_text(folder / "learning.md", table)
     return table
 
@@ -154,7 +151,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[50.0, 100.0, 200.0], help="points of a curve")
     parser.add_argument("--episodes", type=int, default=16, help="of each examination")
     parser.add_argument("--pool", type=int, default=32, help="pictures to make worlds from")
-    parser.add_argument("--envs", type=int, default=16)
     parser.add_argument("--weights", type=Path, help="a folder of weights instead of those of the package")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     arguments = parser.parse_args()
@@ -164,7 +160,7 @@ def main() -> None:
     draw_pool(folder / "pool", range(TRAINING_SEED, TRAINING_SEED + POOL_STRIDE * arguments.pool, POOL_STRIDE))
     with claimed(folder / "random") as mine:
         if mine and not read_points(folder / "random"):
-            config = configured(task, Setting(1, "draft", SIZE), folder, arguments.weights, arguments.envs)
+            config = configured(task, Setting(1, "draft", SIZE), folder, arguments.weights)
             scores = examined("random", config, task, arguments.episodes, folder)
             write_text(folder / "random" / "points.json", json.dumps([asdict(Point(0.0, 0, scores))]) + "\n")
     for index in range(len(targets)):  # all settings come to a point before one goes on to the next
@@ -172,7 +168,7 @@ def main() -> None:
             cell = folder / setting.folder
             with claimed(cell) as mine:
                 if mine:
-                    config = configured(task, setting, folder, arguments.weights, arguments.envs)
+                    config = configured(task, setting, folder, arguments.weights)
                     learn(config, task, cell, targets[: index + 1], arguments.episodes)
             write_report(folder, task, arguments.settings, targets)
     print(write_report(folder, task, arguments.settings, targets))

@@ -199,7 +199,7 @@ def point_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: st
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
-    width, height, left, right, top, bottom = 680, 360, 62, 170, 14, 40
+    width, height, left, right, top, bottom = 720, 360, 52, 200, 14, 40
     (x_ticks, y_ticks) = (_ticks(min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (0, 1))
     x_end = max(p[0] for p in points)
 
@@ -219,7 +219,7 @@ def point_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: st
     title = f"{escape(y_label)} over {escape(x_label)}"
     parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{title}</text>')
     labels = []
-    for colour, (name, line) in zip(_colours(series), series.items(), strict=True):
+    for colour, (name, line) in zip(cycle(COLOURS), series.items(), strict=False):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in line]

@@ -102,6 +102,17 @@ def test_no_time_keeps_what_there_is(tmp_path: Path) -> None:
     assert json.dumps(curve(tmp_path)) == "[]"
 
 
+def test_a_rollout_that_began_in_time_is_learned_from(tmp_path: Path) -> None:
+    moments = iter(range(0, 6000, 30))  # half a minute passes whenever somebody looks
+    config = replace(TINY, ppo=replace(TINY.ppo, total_steps=1600))
+    assert not train(config, tmp_path, minutes=3.0, clock=lambda: float(next(moments)))
+    card, stored = read_card(tmp_path / CHECKPOINT), load_file(tmp_path / CHECKPOINT)
+    rollouts, rest = divmod(card["steps"], config.ppo.envs * config.ppo.n_steps)
+    assert 1 < rollouts < 6 and rest == 0 and card["seconds"] >= 180.0
+    updates = {float(value) for name, value in stored.items() if name.endswith(".step")}
+    assert updates == {2.0 * rollouts}  # two batches of 8 in the 16 steps of each rollout
+
+
 def test_a_trained_agent_acts_alike_for_a_seed(trained: Path) -> None:
     env: Any = make_env(TINY.world)
     seen, _ = env.reset(seed=0)

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -14,7 +15,15 @@ import torch
 from mirage_env.evaluation import lpips
 from mirage_env.evaluation.candidates import STANDARD, Candidate, repeat
 from mirage_env.evaluation.metrics import Interval
-from mirage_env.evaluation.plots import bar_chart, gap_chart, interval_chart, line_chart, number
+from mirage_env.evaluation.plots import (
+    bar_chart,
+    gap_chart,
+    interval_chart,
+    line_chart,
+    number,
+    point_chart,
+    standalone,
+)
 from mirage_env.evaluation.report import write_report
 from mirage_env.evaluation.run import SceneResult, moments, run_suite
 from mirage_env.evaluation.scores import METRICS, Score
@@ -143,6 +152,19 @@ def test_plots_place_what_they_show():
     assert first == float(mark) < second
     assert (number(12.34), number(1.234), number(0.1234), number(math.nan)) == ("12.3", "1.23", "0.123", "-")
     assert (number(-999.96), number(38082.3)) == ("-1000.0", "38,082")
+
+
+def test_points_lie_where_their_numbers_are():
+    """0 to 200 over 468 pixels from x = 52; ticks 0 to 20 over 306 from y = 14."""
+    chart = point_chart({"a-b": [(0.0, 0.0), (50.0, 20.0), (200.0, 10.0)], "c": [(100.0, 10.0)]}, "seconds", "m")
+    dots = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    assert dots == [(52.0, 320.0), (169.0, 14.0), (520.0, 167.0), (286.0, 167.0)]
+    ends = re.findall(r'y="([\d.]+)" style="fill:#\w+">([^<]+)', chart)
+    assert [name for _, name in ends] == ["a b: 10.0", "c: 10.0"]
+    assert float(ends[1][0]) - float(ends[0][0]) >= 15  # names of lines that end together stand apart
+    assert point_chart({}, "", "") == "" and standalone("") == ""
+    picture = ElementTree.fromstring(standalone(chart))
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg" and len(picture.findall("{*}circle")) == 4
 
 
 def test_the_headline_is_drawn_to_scale():
