@@ -33,8 +33,6 @@ _PAIRS_NOTED = 1 << 24
 """View-point pairs for which room is made at a time (12 bytes each) where footprints compete."""
 _PAIRS_A_RUN = 1 << 17
 """View-point pairs that a thread takes at a time (0.1 ms): fewer repay no thread, more would be waited for."""
-_PAIRS_A_WINNER = 16
-"""As many pairs are projected in the time in which one winner is located."""
 _T = TypeVar("_T")
 
 
@@ -299,9 +297,7 @@ def frontmost(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
             run = slice(first, first + some)
             rule = footprint, focal[run], np.float32(1.0 + scene.same_surface)
             best[run] = _best_fitting(points, axes[run], centres[run], scene.size, *rule)
-    each = axes, centres, best, index.numpy(), depth.numpy(), offset.numpy()
-    work = height * width * _PAIRS_A_WINNER
-    _shared(views, work, lambda runs: [_locate(points, *(a[run] for a in each)) for run in runs])
+    _locate(points, axes, centres, best, index.numpy(), depth.numpy(), offset.numpy())
     if order is not None:
         index = torch.where(index >= 0, order[index.clamp_min(0)], -1)
     return index, offset, depth
