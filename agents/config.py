@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from mirage_env.config import build, read_yaml
-from mirage_env.errors import InvalidValueError, UnknownNameError, check_count
+from mirage_env.errors import InvalidValueError, UnknownNameError, check_count, check_number
 from mirage_env.resources import ENVS_CONFIG
 
 T = TypeVar("T")
@@ -64,6 +65,11 @@ class PPOConfig:
     def __post_init__(self) -> None:
         for name in ("total_steps", "envs", "n_steps", "batch_size", "n_epochs", "features", "checkpoint_steps"):
             check_count(name, getattr(self, name))
+        for name in ("learning_rate", "gamma", "gae_lambda", "clip_range"):
+            check_number(name, getattr(self, name), 0.0, 1.0)
+        for name in ("ent_coef", "vf_coef", "max_grad_norm"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise InvalidValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
         if self.envs * self.n_steps < 2 or self.batch_size > self.envs * self.n_steps:
             raise InvalidValueError(
                 f"batch_size must be at most envs * n_steps = {self.envs * self.n_steps}, got {self.batch_size}"
@@ -84,6 +90,11 @@ class AgentConfig:
     first_test_seed: int = 0
     """Episode k is reset with this seed + k, whoever is examined."""
 
+    def __post_init__(self) -> None:
+        check_count("test_episodes", self.test_episodes)
+        for name in ("seed", "first_test_seed"):
+            check_count(name, getattr(self, name), least=0)
+
 
 def load(
     source: str | Path,
@@ -100,6 +111,9 @@ def load(
         path = folder / f"{source}.yaml"
         if not path.is_file():
             raise UnknownNameError("agent config", str(source), (x.stem for x in folder.glob("*.yaml")))
+    elif not path.is_file():
+        known = ", ".join(sorted(x.stem for x in folder.glob("*.yaml")))
+        raise InvalidValueError(f"no config file at {path}; built-in ones are {known}")
     return build(cls, with_overrides(read_yaml(path), overrides), path.name)
 
 

@@ -23,6 +23,7 @@ from mirage_env.agents.policy import check_observations, policy_kwargs
 from mirage_env.agents.vec_env import SB3VecEnv
 from mirage_env.agents.worlds import make_vector
 from mirage_env.artefacts import prepare_folder
+from mirage_env.world_model import resolve_device
 
 CHECKPOINT = "agent.safetensors"
 CURVE = "curve.jsonl"
@@ -61,8 +62,9 @@ def train(
             **{
                 name: getattr(config.ppo, name)
                 for name in ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "clip_range",
-                             "vf_coef", "max_grad_norm", "device")
+                             "vf_coef", "max_grad_norm")
             },
+            device=resolve_device(config.ppo.device),
             learning_rate=_learning_rate(config.ppo),
             policy_kwargs=policy_kwargs(config.ppo),
             tensorboard_log=str(folder / "tensorboard") if config.ppo.tensorboard else None,

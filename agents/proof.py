@@ -87,6 +87,8 @@ class ProofConfig:
             )
         if not self.seeds:
             raise InvalidValueError("seeds must name at least one seed")
+        for seed in self.seeds:
+            check_count("a seed", seed, least=0)
 
     @property
     def scenes(self) -> tuple[int, ...]:

@@ -117,17 +117,22 @@ def read_points(cell: Path) -> list[Point]:
 
 
 def write_report(folder: Path, task: str, settings: Sequence[Setting], targets: Sequence[float]) -> str:
-    """learning.md, a row a setting, and learning.svg, a curve a setting; returns the table."""
+    """learning.md, a row a setting, and learning.svg, a curve a setting; returns the table.
+
+    Its last column compares each setting with the first one at the last point that both have, episode by episode.
+    """
     chance = read_points(folder / "random")
     found = {setting: points for setting in settings if (points := read_points(folder / setting.folder))}
     heads = [f"{METRIC[task]} after {target:g} s (95%)" for target in targets]
+    heads.append(f"less {settings[0].name}, then")
     rows = [["setting", "CPU ms a step", "steps", *heads], ["---"] * (3 + len(heads))]
     for setting, points in found.items():
         last, scores = points[-1], [_told(point.mean) for point in points]
         scores += ["-"] * (len(targets) - len(points))
+        scores.append(_told(_ahead(points, found.get(settings[0], [])), "+") if setting != settings[0] else "-")
         rows.append([setting.name, f"{1000 * last.seconds / last.steps:.1f}", str(last.steps), *scores])
     if chance:
-        rows.append(["random", "-", "0", _told(chance[0].mean), *["-"] * (len(targets) - 1)])
+        rows.append(["random", "-", "0", _told(chance[0].mean), *["-"] * len(targets)])
     curves: Mapping[str, Sequence[tuple[float, float]]] = {
         setting.name: [(point.seconds, point.mean.mean) for point in [*chance, *points]]
         for setting, points in found.items()
@@ -139,9 +144,18 @@ def write_report(folder: Path, task: str, settings: Sequence[Setting], targets: 
     return table
 
 
-def _told(interval: Interval) -> str:
-    digits = 1 if interval.mean >= 10 else 2
-    return f"{interval.mean:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+def _ahead(points: Sequence[Point], reference: Sequence[Point]) -> Interval:
+    """By how much the last point that both have is above the reference's, in the same episodes."""
+    both = list(zip(points, reference, strict=False))
+    return bootstrap([a - b for a, b in zip(both[-1][0].scores, both[-1][1].scores, strict=True)] if both else [])
+
+
+def _told(interval: Interval, sign: str = "") -> str:
+    if not interval.scenes:
+        return "-"
+    digits = 1 if abs(interval.mean) >= 10 else 2
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in interval[:3])
+    return f"{mean} ({low} to {high})"
 
 
 def main() -> None:

@@ -41,6 +41,10 @@ def test_an_override_leaves_what_it_was_given_as_it_was() -> None:
     [
         ("ppo.learning_rat=1", 'has no key "learning_rat"; did you mean "learning_rate"'),
         ("ppo.envs=0", "envs must be a whole number of at least 1, got 0"),
+        ("ppo.gamma=7", "gamma must be a number above 0 and at most 1, got 7"),
+        ("ppo.vf_coef=-.5", "vf_coef must be a number of at least 0, got -0.5"),
+        ("seed=-1", "seed must be a whole number of at least 0, got -1"),
+        ("test_episodes=0", "test_episodes must be a whole number of at least 1, got 0"),
         ("ppo.envs=many", "ppo: envs must be int, got 'many'"),
         ("ppo.batch_size=100000", r"batch_size must be at most envs \* n_steps = \d+, got 100000"),
         ("world.steps=0", "steps must be a whole number of at least 1, got 0"),
@@ -60,6 +64,8 @@ def test_mistakes_are_told_in_one_sentence(override: str, message: str) -> None:
 def test_an_unknown_name_says_which_there_are() -> None:
     with pytest.raises(UnknownNameError, match=r'unknown agent config "explor".*did you mean "explore"'):
         load("explor", cls=AgentConfig)
+    with pytest.raises(InvalidValueError, match=r"no config file at none\.yaml; built-in ones are explore, point-goal"):
+        load("none.yaml")
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,7 @@ def test_an_unknown_name_says_which_there_are() -> None:
         ("tasks=[free]", 'unknown task of the proof "free"'),
         ("methods=[luck]", 'unknown method "luck"'),
         ("seeds=[]", "seeds must name at least one seed"),
+        ("seeds=[0, -1]", "a seed must be a whole number of at least 0, got -1"),
         ("pool_first=3", "pool_first must be a training seed, 1000000 or more, got 3"),
     ],
 )

@@ -164,6 +164,11 @@ def test_checkpoints_that_are_none(trained: Path, tmp_path: Path) -> None:
         make_agent("ppo", replace(TINY, ppo=replace(TINY.ppo, features=8)), env.unwrapped, trained)
 
 
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match='device must be auto, cpu or an available cuda, got "cudda"; use cpu'):
+        train(replace(TINY, ppo=replace(TINY.ppo, device="cudda")), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("obs", "message"),
     [("rgb", "PPO needs a Dict observation"), (["rgb", "depth"], r'cannot use the observation "depth" \(32, 32\)')],

@@ -43,11 +43,16 @@ def test_the_table_has_a_row_a_setting_and_goes_on_where_it_was(tmp_path: Path) 
         (tmp_path / folder / "points.json").write_text(json.dumps(found))
     other = learning.Setting(1, "draft", 64)
     table = learning.write_report(tmp_path, "explore", [HALF, other], [4.0, 8.0, 16.0])
-    assert "| chunk 4 hold, 32 px | 40.0 | 250 | 2.00 (1.00 to 3.00) | 4.00 (4.00 to 4.00) | - |" in table
-    assert "| random | - | 0 | 1.00 (1.00 to 1.00) | - | - |" in table
+    assert "| chunk 4 hold, 32 px | 40.0 | 250 | 2.00 (1.00 to 3.00) | 4.00 (4.00 to 4.00) | - | - |" in table
+    assert "| random | - | 0 | 1.00 (1.00 to 1.00) | - | - | - |" in table
     assert other.name not in table  # it has no point yet
     curves = ElementTree.fromstring((tmp_path / "learning.svg").read_text("utf-8"))
     assert len(curves.findall("{*}polyline")) == 1 and len(curves.findall("{*}circle")) == 3
+
+    (tmp_path / other.folder).mkdir()
+    (tmp_path / other.folder / "points.json").write_text(json.dumps([{**points[0], "scores": [2.0, 4.0]}]))
+    table = learning.write_report(tmp_path, "explore", [HALF, other], [4.0, 8.0])
+    assert "| chunk 1, 64 px | 40.0 | 100 | 3.00 (2.00 to 4.00) | - | +1.00 (+1.00 to +1.00) |" in table
 
     config = learning.configured("explore", HALF, tmp_path, None)
     learning.learn(config, "explore", tmp_path / HALF.folder, [4.0, 8.0], episodes=1)
