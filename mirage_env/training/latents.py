@@ -1,17 +1,19 @@
-"""What the denoiser learns from, computed once: image latents, predicted depth, and walks of an earlier model."""
+"""What is learned from, computed once: image latents, predicted depth, and walks of an earlier model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mirage_env.codec.wan import WanCodec, to_float
-from mirage_env.perception.tiny import TinyPerception
+from mirage_env.perception.tiny import Perceived, Perception, TinyPerception
 from mirage_env.training.clips import ClipStore
-from mirage_env.types import SceneSpec
+from mirage_env.types import Cameras, Frames, SceneSpec
 from mirage_env.world_model import WorldModel
 
 Report = Callable[[int, int], None]
@@ -28,6 +30,15 @@ def depth_name(perception_hash: str) -> str:
 
 def walked_name(denoiser_hash: str) -> str:
     return f"walked-{denoiser_hash[:12]}"
+
+
+def glimpse_name(denoiser_hash: str) -> str:
+    return f"glimpse-{denoiser_hash[:12]}"
+
+
+def glimpse_stride(row: int, strides: tuple[int, ...]) -> int:
+    """Every how many-th frame of its clip a walk of `glimpse_clips` meets."""
+    return strides[row % len(strides)]
 
 
 def encode_latents(store: ClipStore, codec: WanCodec, codec_hash: str, report: Report, device: str = "cpu") -> None:
@@ -89,18 +100,8 @@ def walk_clips(store: ClipStore, model: WorldModel, denoiser_hash: str, count: i
     count = min(count, len(store))
 
     def fill(latents: np.ndarray, depth: np.ndarray) -> None:
-        rgb = store.array("rgb")
         for i in range(count):
-            cameras = store.cameras(np.full(frames, i), np.arange(frames))
-            poses = cameras.world_from_camera.clone()
-            floor_y = float(-poses[0, 1, 3])  # a world's origin is its first camera, a clip's lies on its floor
-            poses[:, :3, 3] -= cameras.world_from_camera[0, :3, 3]
-            cameras = replace(cameras, world_from_camera=poses)
-            first, state = model.begin(SceneSpec(poses[0], cameras.intrinsics_px[0], floor_y, rgb[i, 0]), seed=i)
-            walk = [first]
-            for start in range(1, frames, chunk):
-                part, state = model.advance(state, cameras[start : start + chunk])
-                walk.append(part)
+            walk = list(_walk(model, store, i, np.arange(frames), chunk))
             with torch.inference_mode(), model.precision():
                 seen = model.codec.encode(to_float(torch.cat([part.rgb for part in walk])))
             latents[i] = seen.float().cpu().numpy()
@@ -110,3 +111,67 @@ def walk_clips(store: ClipStore, model: WorldModel, denoiser_hash: str, count: i
     if not all(map(store.has, (name, f"{name}-depth"))):
         shapes = {name: (model.codec.channels, *model.latent_size), f"{name}-depth": store.config.size}
         store.add(shapes, fill, rows=count)
+
+
+def glimpse_clips(
+    store: ClipStore,
+    model: WorldModel,
+    denoiser_hash: str,
+    count: int,
+    strides: tuple[int, ...],
+    chunks: tuple[int, ...],
+    report: Report,
+) -> None:
+    """Adds what the eyes of `model` are shown on walks of its own, once for its denoiser.
+
+    Each of the last `count` clips is a row, walked along with every `glimpse_stride(row, strides)`-th of its frames and
+    in chunks of one of the given lengths. Two arrays, zero at frames that were left out: pictures (3, H, W) from 0 to
+    255, and the depth (h, w) that the memory showed with them, in metres, 0 for nothing.
+    """
+    name, cell, count = glimpse_name(denoiser_hash), model.codec.spatial_stride, min(count, len(store))
+    lengths = [chunk for chunk, _ in product(chunks, strides)]
+    eyes = _Glimpses(model.perception)
+    model = model.with_perception(eyes)
+
+    def fill(pictures: np.ndarray, known: np.ndarray) -> None:
+        for row in range(count):
+            moments = np.arange(0, store.config.frames, glimpse_stride(row, strides))
+            eyes.shown.clear()
+            for _ in _walk(model, store, len(store) - count + row, moments, lengths[row % len(lengths)]):
+                pass
+            images, depths = zip(*eyes.shown, strict=True)
+            pictures[row, moments] = ((torch.cat(images) + 1) * 127.5).round().cpu().numpy()
+            known[row, moments] = torch.cat(depths).cpu().numpy()
+            report(row + 1, count)
+
+    if not all(map(store.has, (name, f"{name}-memory"))):
+        height, width = store.config.size
+        shapes = {name: (3, height, width), f"{name}-memory": (height // cell, width // cell)}
+        store.add(shapes, fill, rows=count)
+
+
+class _Glimpses:
+    """Eyes that note what they are shown: pictures, and the depth that the memory shows with them."""
+
+    def __init__(self, eyes: Perception):
+        self._eyes, self.frames_alone, self.max_depth_m = eyes, eyes.frames_alone, eyes.max_depth_m
+        self.shown: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, images: Tensor, cameras: Cameras, memory_depth_m: Tensor, floor_y: float | Tensor) -> Perceived:
+        self.shown.append((images.float(), memory_depth_m.float()))
+        return self._eyes(images, cameras, memory_depth_m, floor_y)
+
+
+def _walk(model: WorldModel, store: ClipStore, clip: int, moments: np.ndarray, chunk: int) -> Iterator[Frames]:
+    """The first frame, and so many more at a time, of a walk along some moments of a clip."""
+    cameras = store.cameras(np.full(len(moments), clip), moments)
+    poses = cameras.world_from_camera.clone()
+    floor_y = float(-poses[0, 1, 3])  # a world's origin is its first camera, a clip's lies on its floor
+    poses[:, :3, 3] -= cameras.world_from_camera[0, :3, 3]
+    cameras = replace(cameras, world_from_camera=poses)
+    picture = store.array("rgb")[clip, moments[0]]
+    first, state = model.begin(SceneSpec(poses[0], cameras.intrinsics_px[0], floor_y, picture), seed=clip)
+    yield first
+    for start in range(1, len(moments), chunk):
+        part, state = model.advance(state, cameras[start : start + chunk])
+        yield part

@@ -73,16 +73,20 @@ class PerceptionStage(Stage):
             clips[chosen], frames[chosen] = moving[rng.integers(0, len(moving), int(chosen.sum()))].T
         inputs, depth, sky, dynamic = self._pictures(store, clips, frames, others, rng)
         if rng.random() < 0.5:  # mirrored scenes are scenes, too
-            inputs, depth, sky, dynamic = mirror(inputs), depth.flip(-1), sky.flip(-1), dynamic.flip(-1)
+            return mirrored((inputs, depth, sky, dynamic))
         return inputs, depth, sky, dynamic
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.errors(batch, relative_share=0.5)
+
+    def errors(self, batch: Batch, relative_share: float) -> dict[str, Tensor]:
+        """The loss and its parts, where so much of depth's is the relative error and the rest that of the logarithm."""
         inputs, depth, sky, dynamic = batch
         log_depth, sky_logit, dynamic_logit = self.model.logits(inputs).unbind(1)
         solid = ~sky
         error = (log_depth - depth.clamp_min(1e-2).log()) * solid
         relative = error.clamp(max=2.0).expm1()  # what it will be judged by: too far costs more than too near
-        value = 0.5 * (error.abs().mean() + relative.abs().mean())
+        value = error.abs().mean().lerp(relative.abs().mean(), relative_share)
         gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
         masks = masks + F.binary_cross_entropy_with_logits(dynamic_logit, dynamic.float())
@@ -128,8 +132,6 @@ class PerceptionStage(Stage):
     ) -> Batch:
         """The given (clip, frame) pairs; memories, which frames `others` wrote, and blur only where there is `rng`."""
         images = to_float(torch.from_numpy(store.array("rgb")[clips, frames]))
-        depth = torch.from_numpy(store.array("depth")[clips, frames].astype(np.float32))
-        masks = torch.from_numpy(store.array("masks")[clips, frames])
         cameras = store.cameras(clips, frames)
         height, width = store.config.size
         known = torch.zeros(len(clips), height // self.loss.cell_px, width // self.loss.cell_px)
@@ -139,8 +141,13 @@ class PerceptionStage(Stage):
                 scale = float(np.exp(self.loss.scale_noise * rng.standard_normal()))
                 known[i] = scale * self._memory_depth(store, int(clips[i]), int(others[i]), cameras[i : i + 1])
         inputs = perception_inputs(images, cameras, known, 0.0)
-        sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
-        return inputs.to(self.device), depth.to(self.device), sky.to(self.device), dynamic.to(self.device)
+        return inputs.to(self.device), *self.truth(store, clips, frames)
+
+    def truth(self, store: ClipStore, clips: np.ndarray, frames: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Depth in metres and the masks of sky and of moving things, for (clip, frame) pairs."""
+        depth = torch.from_numpy(store.array("depth")[clips, frames].astype(np.float32))
+        masks = torch.from_numpy(store.array("masks")[clips, frames])
+        return depth.to(self.device), ((masks & SKY) > 0).to(self.device), ((masks & DYNAMIC) > 0).to(self.device)
 
     def _memory_depth(self, store: ClipStore, clip: int, frame: int, camera: Cameras) -> Float[Tensor, "h w"]:
         """What a memory that frame `frame` alone wrote shows to `camera`."""
@@ -156,8 +163,14 @@ class PerceptionStage(Stage):
 
     def export(self, folder: Path, card: dict) -> None:
         save_weights(
-            folder / "perception.safetensors", self.model, {"kind": "perception", "config": self.config, **card}
+            folder / f"{self.name}.safetensors", self.model, {"kind": "perception", "config": self.config, **card}
         )
+
+
+def mirrored(batch: Batch) -> Batch:
+    """The same scenes, left and right exchanged."""
+    inputs, depth, sky, dynamic = batch
+    return mirror(inputs), depth.flip(-1), sky.flip(-1), dynamic.flip(-1)
 
 
 def _frames_with_movement(store: ClipStore, clips: int, pixels: int = 16) -> np.ndarray:

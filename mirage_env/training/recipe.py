@@ -1,8 +1,9 @@
 """The whole way from nothing to the weights of a preset.
 
 render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
-and is fine-tuned on its own walks; last it learns to invent, against a critic. In place of joint training a recipe may
-have the paper's stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
+and is fine-tuned on its own walks; then it learns to invent, against a critic; last perception learns to see what it
+makes. In place of joint training a recipe may have the paper's stages: a backbone without memory, the branch on the
+frozen backbone, LoRA with the branch.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
 from mirage_env.training.full_size import AdapterRecipe, adapter_stage
 from mirage_env.training.invention import InventionLossConfig, InventionStage
-from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
+from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, Stage, Training, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
+from mirage_env.training.sight import SightStage
 from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageName
 from mirage_env.weights import load_weights
 from mirage_env.weights.checkpoint import check_extra
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     "render", "codec", "perception", "latents", "refiner", "backbone", "branch", "lora",
-    "denoiser", "walks", "finetune", "invention",
+    "denoiser", "walks", "finetune", "invention", "glimpses", "sight",
 )  # fmt: skip
 """In their order; a recipe has those that it has a YAML for, and what they need."""
 _GOES_ON_FROM = {
@@ -60,8 +62,11 @@ _GOES_ON_FROM = {
     "backbone": ("refiner",),
     "branch": ("backbone",),
     "lora": ("branch",),
+    "sight": ("invention", "finetune", "denoiser"),
 }
 """The first of them that a recipe has."""
+_MADE_FOR = {"walks": "finetune", "glimpses": "sight"}
+"""What is worked out for one stage alone."""
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
 
@@ -95,6 +100,24 @@ class InventionTraining(Training):
     """Goes on from the denoiser's weights."""
 
     loss: InventionLossConfig = field(default_factory=InventionLossConfig)
+
+
+@dataclass(frozen=True)
+class SightTraining(PerceptionTraining):
+    """Goes on from the perception's weights, with what the last denoiser of the recipe makes."""
+
+    clips: int = 400
+    """Walks a store, along its last clips; those that validate come last."""
+    strides: tuple[int, ...] = (1, 2, 3, 4)
+    """Every how many-th frame of its clip a walk meets, by turns: an agent's steps are longer than a film's."""
+    chunks: tuple[int, ...] = (1, 4, 8)
+    """Frames at a time, by turns."""
+
+    def __post_init__(self) -> None:
+        if not self.strides or not self.chunks or min(self.clips, *self.strides, *self.chunks) < 1:
+            raise InvalidValueError(
+                f"clips, strides and chunks must be positive, got {self.clips}, {self.strides} and {self.chunks}"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,6 +156,7 @@ class Recipe:
     branch: WorldTraining | None = None
     lora: LoraTraining | None = None
     invention: InventionTraining | None = None
+    sight: SightTraining | None = None
 
     def __post_init__(self) -> None:
         for stage, before in _GOES_ON_FROM.items():
@@ -145,7 +169,8 @@ class Recipe:
     def stages(self) -> tuple[str, ...]:
         """Its stages, in their order."""
         missing = {f.name for f in fields(self) if getattr(self, f.name) is None}
-        return tuple(x for x in STAGES if x not in missing and not (x == "walks" and self.finetune is None))
+        missing |= {made for made, stage in _MADE_FOR.items() if stage in missing}
+        return tuple(x for x in STAGES if x not in missing)
 
     def before(self, stage: str) -> str | None:
         """The stage whose denoiser this one goes on from, where there is one."""
@@ -207,7 +232,7 @@ def run_stage(
         job: Stage = adapter_stage(stage, recipe, folder, data, _place(device, accelerator))
         return _train(job, getattr(recipe, stage).loop, folder, device, accelerator, stop_after_s, report)
     preset = load_config(recipe.data.preset, Preset)
-    if stage in ("render", "latents", "walks"):
+    if stage in ("render", "latents", *_MADE_FOR):
         accelerator = _accelerator(device)
         with _first_process_first(accelerator):
             _prepare(stage, recipe, preset, folder, _place(device, accelerator), report)
@@ -232,12 +257,17 @@ def _prepare(stage: str, recipe: Recipe, preset: Preset, folder: Path, device: s
             encode_latents(store, codec, codec_hash, counted, device)
             predict_depth(store, perception, perception_hash, codec.spatial_stride, counted, device)
         return
-    assert recipe.finetune is not None
-    denoiser, denoiser_hash = _denoiser(preset, folder / "denoiser.safetensors")
+    denoiser, denoiser_hash = _denoiser(preset, folder / f"{recipe.before(_MADE_FOR[stage])}.safetensors")
     memory = _memory(preset, folder, codec)
     for store in stores:
         model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory)
-        walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
+        if stage == "walks":
+            assert recipe.finetune is not None
+            walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
+        else:
+            plan = recipe.sight
+            assert plan is not None
+            glimpse_clips(store, model, denoiser_hash, plan.clips, plan.strides, plan.chunks, counted)
 
 
 def _learn(
@@ -262,6 +292,9 @@ def _learn(
         job = CodecStage(preset.codec, training.loss, *pictures, device=place)
     elif stage == "perception":
         job = PerceptionStage(_eyes(preset), training.loss, stores, device=place)
+    elif stage == "sight":
+        start_eyes, made_by = _perception(preset, folder)[0], folder / f"{recipe.before(stage)}.safetensors"
+        job = SightStage(start_eyes, training.loss, stores, sha256_of(made_by), training.strides, device=place)
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
@@ -307,7 +340,9 @@ def _publish(folder: Path, stage: str) -> None:
     place = folder / "weights"
     place.mkdir(exist_ok=True)
     names = {part: part for part in ("codec", "perception", "memory")}
-    if stage not in names:
+    if stage == "sight":
+        names["perception"] = stage
+    elif stage not in names:
         names["denoiser"] = stage
     for part, name in names.items():
         file, partial = folder / f"{name}.safetensors", place / f"{part}.tmp"

@@ -29,10 +29,11 @@ from mirage_env.resources import sha256_of
 from mirage_env.training.clips import SKY, ClipStore
 from mirage_env.training.codec import CodecLossConfig, CodecStage
 from mirage_env.training.invention import InventionLossConfig, InventionStage
-from mirage_env.training.latents import encode_latents, predict_depth, walk_clips
+from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
 from mirage_env.training.photos import photo_crops
+from mirage_env.training.sight import SightStage
 from mirage_env.training.world import WorldLossConfig, WorldStage, merged_lora
 from mirage_env.weights import load_weights, read_card
 from mirage_env.world_model import Preset, WorldModel
@@ -366,6 +367,38 @@ def test_perception_learns_the_wall(store):
     config = replace(LOOP, steps=40, learning_rate=1e-2, ema=0.5, validate_every=40)
     train(stage, config, store.folder)
     assert read_card(store.folder / "perception.safetensors")["metrics"]["abs_rel"] < 0.5 * before
+
+
+def test_eyes_learn_from_what_a_world_shows_them(trained, store):
+    """Every second frame of one clip, all of the next: what was shown, what the memory knew, the truth beside it."""
+    folder, codec, _ = trained
+    eyes, denoiser = TinyPerception(PERCEPTION).eval(), Denoiser(DENOISER)
+    load_weights(folder / "perception.safetensors", eyes, "perception")
+    preset = Preset(CODEC, PERCEPTION, MemoryConfig(), DENOISER, SamplerConfig(1))
+    model, done = WorldModel(preset, deepcopy(codec), eyes, denoiser, (SIDE, SIDE)), []
+    for _ in range(2):  # the second time it is there
+        glimpse_clips(store, model, "d" * 64, 4, (2, 1), (1, 3), lambda i, n: done.append((i, n)))
+    assert done == [(k, 4) for k in (1, 2, 3, 4)]
+    shown, known = store.array("glimpse-dddddddddddd"), store.array("glimpse-dddddddddddd-memory")
+    assert shown.shape == (4, FRAMES, 3, SIDE, SIDE) and known.shape == (4, FRAMES, SIDE // 8, SIDE // 8)
+    # Rows are the last clips; a walk begins with the true picture, when nothing is remembered.
+    np.testing.assert_array_equal(shown[:, 0], store.array("rgb")[2:, 0].transpose(0, 3, 1, 2))
+    assert (known[:, 0] == 0).all() and (known[:, 2].max((1, 2)) > 0).all()
+    assert (shown[0, 1::2] == 0).all() and (shown[1, 1:].max((1, 2, 3)) > 0).all()
+
+    stage = SightStage(eyes, PerceptionLossConfig(batch=2), [store], "d" * 64, (2, 1), held_out=2)
+    _, (inputs, depth, sky, _) = stage.batch(torch.Generator().manual_seed(0))
+    assert inputs.shape == (2, 8, SIDE, SIDE) and bool(sky[:, :8].all()) and not bool(sky[:, 8:].any())
+    walls = {float(store.array("depth")[0, t, 0, 0]) for t in range(1, FRAMES)}
+    assert set(depth.unique().tolist()) <= walls
+    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    assert all(torch.equal(tensor, eyes.state_dict()[name]) for name, tensor in before.items())
+    assert train(stage, LOOP, folder)
+    card = read_card(folder / "sight.safetensors")
+    assert card["kind"] == "perception" and {"log_error_generated", "bias_generated", "abs_rel"} <= set(card["metrics"])
+    load_weights(folder / "sight.safetensors", TinyPerception(PERCEPTION), "perception")
+    with pytest.raises(InvalidValueError, match="walk along more clips than the 4 held out, got 4"):
+        SightStage(eyes, PerceptionLossConfig(), [store], "d" * 64, (2, 1), held_out=4)
 
 
 def test_iou_of_masks():
