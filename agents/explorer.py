@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from mirage_env.envs.actions import DISCRETE_ACTIONS
+from mirage_env.envs.actions import CHOICES
 from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.floor_plan import FloorPlan, Spot
 
-FORWARD, LEFT, RIGHT, STOP = (DISCRETE_ACTIONS.index(x) for x in ("forward", "turn_left", "turn_right", "stop"))
 REPLAN_STEPS = 4
 NEAR_M = 0.45
 """A frontier this near is looked at, not walked to."""
@@ -131,9 +130,10 @@ class ExplorerAgent:
     def _action(self, forward_m: float, turn_rad: float) -> Any:
         """The action that comes nearest to a motion."""
         if isinstance(self.env.action_space, spaces.Discrete):
+            name = "forward" if forward_m > 0 else "stop"
             if abs(turn_rad) > 0.55 * self.env.turn_rad:
-                return RIGHT if turn_rad > 0 else LEFT
-            return FORWARD if forward_m > 0 else STOP
+                name = "turn_right" if turn_rad > 0 else "turn_left"
+            return CHOICES[self.env.action_mode].index(name)
         forward = min(1.0, forward_m / self.env.step_m)
         turn = max(-1.0, min(1.0, turn_rad / self.env.turn_rad))
         if self.env.action_mode == "planar":

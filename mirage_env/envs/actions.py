@@ -5,9 +5,10 @@ turned by the camera's yaw alone, so that a camera that looks down still walks l
 z; positive yaw turns right, positive pitch looks up, positive roll turns clockwise. One action moves along the heading
 that the camera had before it, while it turns.
 
-    planar    Box(3)   forward, right, yaw
-    free      Box(6)   right, down, forward, yaw, pitch, roll
-    discrete  9        stop, forward, back, left, right, turn left, turn right, look up, look down
+    planar      Box(3)   forward, right, yaw
+    free        Box(6)   right, down, forward, yaw, pitch, roll
+    discrete    9        stop, forward, back, left, right, turn left, turn right, look up, look down
+    navigation  4        stop, forward, turn left, turn right: those of the field's navigation tasks
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.geometry.poses import rigid, rotation_from_yaw_pitch_roll
 
-ACTION_MODES = ("planar", "free", "discrete")
+ACTION_MODES = ("planar", "free", "discrete", "navigation")
 DISCRETE_ACTIONS = (
     "stop",
     "forward",
@@ -37,7 +38,9 @@ DISCRETE_ACTIONS = (
     "look_up",
     "look_down",
 )
-PITCH_LIMIT = {"planar": math.radians(60), "discrete": math.radians(60), "free": math.radians(89)}
+CHOICES = {"discrete": DISCRETE_ACTIONS, "navigation": ("stop", "forward", "turn_left", "turn_right")}
+"""The actions of the modes that number them."""
+PITCH_LIMIT = {mode: math.radians(89 if mode == "free" else 60) for mode in ACTION_MODES}
 """How far a camera can look up or down (radians). Straight up has no heading, so even `free` stops before it."""
 
 
@@ -66,23 +69,23 @@ class Motion(NamedTuple):
     roll: float = 0.0
 
 
-_DISCRETE_UNITS = (
-    Motion(),
-    Motion(forward=1.0),
-    Motion(forward=-1.0),
-    Motion(right=-1.0),
-    Motion(right=1.0),
-    Motion(yaw=-1.0),
-    Motion(yaw=1.0),
-    Motion(pitch=1.0),
-    Motion(pitch=-1.0),
-)
+_UNITS = {
+    "stop": Motion(),
+    "forward": Motion(forward=1.0),
+    "back": Motion(forward=-1.0),
+    "left": Motion(right=-1.0),
+    "right": Motion(right=1.0),
+    "turn_left": Motion(yaw=-1.0),
+    "turn_right": Motion(yaw=1.0),
+    "look_up": Motion(pitch=1.0),
+    "look_down": Motion(pitch=-1.0),
+}
 
 
 def action_space(mode: str) -> spaces.Space[Any]:
     """The space of `mode`; raises UnknownNameError."""
-    if mode == "discrete":
-        return spaces.Discrete(len(DISCRETE_ACTIONS))
+    if mode in CHOICES:
+        return spaces.Discrete(len(CHOICES[mode]))
     if mode not in ACTION_MODES:
         raise UnknownNameError("action mode", mode, ACTION_MODES)
     return spaces.Box(-1.0, 1.0, (3 if mode == "planar" else 6,), np.float32)
@@ -97,11 +100,11 @@ def motion_from_action(action: Any, mode: str, step_m: float, turn_rad: float) -
         values = np.asarray(action, dtype=np.float64)
     except (TypeError, ValueError):
         raise InvalidValueError(f"a {mode} action must be made of numbers, got {action!r}") from None
-    if mode == "discrete":
-        if values.size != 1 or values.item() not in range(len(DISCRETE_ACTIONS)):
-            names = ", ".join(f"{i} {name}" for i, name in enumerate(DISCRETE_ACTIONS))
-            raise InvalidValueError(f"a discrete action must be one of {names}; got {action!r}")
-        unit = _DISCRETE_UNITS[int(values.item())]
+    if mode in CHOICES:
+        if values.size != 1 or values.item() not in range(len(CHOICES[mode])):
+            names = ", ".join(f"{i} {name}" for i, name in enumerate(CHOICES[mode]))
+            raise InvalidValueError(f"a {mode} action must be one of {names}; got {action!r}")
+        unit = _UNITS[CHOICES[mode][int(values.item())]]
     else:
         wanted = (3,) if mode == "planar" else (6,)
         if values.shape != wanted:

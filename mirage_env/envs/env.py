@@ -93,7 +93,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         intrinsics: K (3, 3) in pixels of the world's size, instead of a field of view.
         up: which way is up in the first camera's axes (x right, y down, z forward); "auto" is a level camera.
         camera_height_m: how far above the floor the first camera is. The floor is the plane y = camera_height_m.
-        action_mode: "planar", "discrete" or "free", see `mirage_env.envs.actions`.
+        action_mode: "planar", "discrete", "navigation" or "free", see `mirage_env.envs.actions`.
         step_m, turn_deg: how far one action of size 1 moves (metres) and turns (degrees).
         obs: names of observations, see `mirage_env.envs.observations`; one plain string gives its Box. The default are
             two pictures that policies can read as they are; `("rgb", "depth")` gives depth in metres.

@@ -37,7 +37,7 @@ def test_the_explorer_finds_more_than_chance() -> None:
     assert found[0] > 1.5 * found[1]
 
 
-@pytest.mark.parametrize("mode", ["discrete", "planar", "free"])
+@pytest.mark.parametrize("mode", ["navigation", "discrete", "planar", "free"])
 def test_the_explorer_walks_to_goals_in_every_action_mode(mode: str) -> None:
     kwargs = {**EXPLORE.kwargs, "task": "point_goal", "obs": ["rgb", "goal"], "action_mode": mode}
     scores = evaluate(lambda env: ExplorerAgent(), WorldConfig("MirageSim-v0", kwargs, 60), range(3))

@@ -34,6 +34,7 @@ def test_spaces() -> None:
     assert action_space("planar").shape == (3,)
     assert action_space("free").shape == (6,)
     assert action_space("discrete").n == len(DISCRETE_ACTIONS) == 9
+    assert action_space("navigation").n == 4
     with pytest.raises(UnknownNameError, match=r'unknown action mode "planer".*did you mean "planar"'):
         action_space("planer")
 
@@ -43,6 +44,11 @@ def test_forward_follows_the_heading_and_not_the_tilt() -> None:
     assert moved(turned_right, Motion(forward=2.0)) == pytest.approx((2.0, 0.0, 0.0, math.pi / 2, -0.7, 0.3))
     assert moved(turned_right, Motion(right=2.0)) == pytest.approx((0.0, 0.0, -2.0, math.pi / 2, -0.7, 0.3))
     assert moved(turned_right, Motion(down=1.0)).y == 1.0
+
+
+def test_navigation_is_four_of_the_discrete_actions() -> None:
+    four = [motion_from_action(i, "navigation", 0.25, 0.2) for i in range(4)]
+    assert four == [Motion(), Motion(forward=0.25), Motion(yaw=-0.2), Motion(yaw=0.2)]
 
 
 def test_each_discrete_action_does_what_its_name_says() -> None:
@@ -131,6 +137,7 @@ def test_bad_up_vectors(up: tuple[float, ...]) -> None:
         ("discrete", 1.5, "one of 0 stop"),
         ("discrete", math.nan, "one of 0 stop"),
         ("discrete", [1, 2], "one of 0 stop"),
+        ("navigation", 4, "one of 0 stop, 1 forward, 2 turn_left, 3 turn_right; got 4"),
         ("planar", "forward", "must be made of numbers"),
         ("planar", None, "planar action must"),
     ],
