@@ -52,6 +52,7 @@ from mirage_env.memory.protocol import (
 )
 from mirage_env.memory.recall import recall
 from mirage_env.perception.composed import ComposedConfig
+from mirage_env.perception.drawn import drawn
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
@@ -92,6 +93,8 @@ class Preset:
     """Counting back from a chunk's last latent frame, every how many-th is re-encoded and written to the memory."""
     max_keyframes: int = 64
     """How many past keyframes stay at hand as references; the oldest go first."""
+    draw_depth: bool = True
+    """Where nothing is remembered, draw depth as far off as eyes with a `doubt` say that it may be; see `drawn`."""
 
     def __post_init__(self) -> None:
         if self.codec.channels != self.denoiser.channels:
@@ -349,6 +352,8 @@ class WorldModel:
         seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
+        if self.preset.draw_depth:
+            seen = drawn(seen, ~shown.visible, cameras, state.seed, self.perception.max_depth_m)
 
         keys = torch.arange(len(targets) - 1, -1, -self.preset.keyframe_stride, device=self.device).flip(0)
         pixels = keys * stride + stride - 1
@@ -547,14 +552,15 @@ def _joined(values: Sequence[Any]) -> Any:
 def _split(output: Tensor | Perceived, worlds: int) -> list[Any]:
     if isinstance(output, Tensor):
         return list(output.chunk(worlds))
-    parts = [getattr(output, f.name).chunk(worlds) for f in fields(output)]
-    return [Perceived(*part) for part in zip(*parts, strict=True)]
+    parts = {f.name: value.chunk(worlds) for f in fields(output) if (value := getattr(output, f.name)) is not None}
+    return [Perceived(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
 
 
 def _equal(one: Tensor | Perceived, other: Tensor | Perceived) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
-    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Perceived))
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(Perceived)]
+    return all(torch.equal(a, b) for a, b in pairs if a is not None)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

@@ -141,14 +141,26 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert mirage_env(monkeypatch, "train", "--smoke", "--out", str(tmp_path), "--device", "cpu") == 0
-    stages = ("codec", "perception", "refiner", "backbone", "branch", "lora", "denoiser", "finetune", "invention")
+    stages = (
+        "codec",
+        "perception",
+        "refiner",
+        "backbone",
+        "branch",
+        "lora",
+        "denoiser",
+        "finetune",
+        "invention",
+        "sight",
+    )
     for name in stages:
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [2, 4]
         with Image.open(tmp_path / f"{name}.png") as strip:
             assert strip.height in (2 * 64, 3 * 64, 4 * 64)  # rows of pictures of 64 pixels
         assert list((tmp_path / "tensorboard" / name).iterdir())
-    trained = {"denoiser": sha256_of(tmp_path / "invention.safetensors")}  # the stage that was finished last
+    made_last = {"denoiser": "invention", "perception": "sight"}
+    trained = {part: sha256_of(tmp_path / f"{stage}.safetensors") for part, stage in made_last.items()}
     env = gym.make("mirage_env:Mirage-v0", size=(64, 64), device="cpu", weights=tmp_path)
     assert env.unwrapped.world.weights.items() >= trained.items()
     env.reset(seed=0)

@@ -271,6 +271,34 @@ def test_a_model_with_other_eyes_does_not_begin_with_what_the_first_one_saw() ->
     torch.testing.assert_close(model.with_parts(see=farther).begin(scene(), 0)[0].depth_m, 2 * seen)
 
 
+def test_what_nobody_has_seen_is_as_deep_as_the_seed_says() -> None:
+    model = build()
+
+    def doubtful(*inputs):
+        perceived = model.perception(*inputs)
+        return replace(perceived, doubt=torch.full_like(perceived.depth_m, 0.4))
+
+    def depths(model: WorldModel, seed: int) -> torch.Tensor:
+        _, state = model.begin(scene(), seed)
+        aside = path(1).world_from_camera.clone()
+        aside[0, :3, :3] = torch.tensor([[0.8, 0.0, 0.6], [0.0, 1.0, 0.0], [-0.6, 0.0, 0.8]])
+        frames, _ = model.advance(state, replace(path(1), world_from_camera=aside))
+        depth, shown = frames.depth_m[0], frames.remembered[0]
+        cells = depth.unflatten(0, (shown.shape[0], -1)).unflatten(2, (shown.shape[1], -1)).mean((1, 3))
+        return torch.where(shown, torch.nan, cells)
+
+    doubting = model.with_parts(see=doubtful, denoise=lambda *inputs: inputs[1].base)
+    sure = model.with_parts(denoise=lambda *inputs: inputs[1].base)
+    expected, one, other = depths(sure, 0), depths(doubting, 1), depths(doubting, 2)
+    unseen = expected.isfinite()
+    assert unseen.any() and torch.equal(one[unseen], depths(doubting, 1)[unseen])
+    for drawn_depth in (one, other):
+        assert ((drawn_depth / expected).log().abs()[unseen] > 0.01).float().mean() > 0.5
+    assert not torch.allclose(one[unseen], other[unseen])
+    doubting.preset = replace(doubting.preset, draw_depth=False)
+    torch.testing.assert_close(depths(doubting, 1)[unseen], expected[unseen])
+
+
 class Witness(LatentMemory):
     """Keeps what it was told."""
 

@@ -31,6 +31,8 @@ class Perceived:
     depth_m: Float[Tensor, "T H W"]
     sky: Bool[Tensor, "T H W"]
     dynamic: Bool[Tensor, "T H W"]
+    doubt: Float[Tensor, "T H W"] | None = None
+    """Expected absolute error of the natural logarithm of depth, from eyes that know; see `WorldModel`."""
 
 
 @runtime_checkable
@@ -65,6 +67,8 @@ class PerceptionConfig:
     max_depth_m: float = 50.0
     mirrored: bool = False
     """Also look at every picture mirrored, and answer the mean: more exact, at twice the price."""
+    doubt: bool = False
+    """Also tell how far off depth may be."""
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 8 or any(w % 8 for w in self.widths):
@@ -97,12 +101,12 @@ class TinyPerception(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.encoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths)
         self.decoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths[:-1])
-        self.head = nn.Conv2d(widths[0], 4 * 3, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], 4 * (3 + config.doubt), 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
-    def logits(self, inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T 3 H W"]:
-        """Log depth (ln metres) and the logits of sky and of moving things; see `perception_inputs`.
+    def logits(self, inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T k H W"]:
+        """Log depth (ln metres), the logits of sky and of moving things, and, if told, ln of the doubt.
 
         Depth is told relative to the floor plane, above the horizon to `FAR_M`: where floor is seen the answer is
         near 0.
@@ -118,9 +122,9 @@ class TinyPerception(nn.Module):
         for level in reversed(range(len(self.down))):
             x = F.interpolate(self.up[level](x), scale_factor=2.0, mode="nearest") + skips[level]
             x = self.decoder[level](x)
-        log_depth, sky, dynamic = F.pixel_shuffle(self.head(x), 2).float().unbind(1)
+        log_depth, *others = F.pixel_shuffle(self.head(x), 2).float().unbind(1)
         floor = -inputs[:, FLOOR].float().clamp_min(1.0 / FAR_M).log()
-        return torch.stack([log_depth + floor, sky, dynamic], 1)
+        return torch.stack([log_depth + floor, *others], 1)
 
     def forward(
         self,
@@ -136,9 +140,9 @@ class TinyPerception(nn.Module):
         logits = self.logits(inputs)
         if self.config.mirrored:
             logits = (logits + self.logits(mirror(inputs)).flip(-1)) / 2
-        log_depth, sky, dynamic = logits.unbind(1)
+        log_depth, sky, dynamic, *log_doubt = logits.unbind(1)
         depth = log_depth.exp().clamp(0.05, self.config.max_depth_m)
-        return Perceived(depth, sky > 0.0, dynamic > 0.0)
+        return Perceived(depth, sky > 0.0, dynamic > 0.0, log_doubt[0].exp() if log_doubt else None)
 
 
 def perception_inputs(

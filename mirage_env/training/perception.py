@@ -82,7 +82,7 @@ class PerceptionStage(Stage):
     def errors(self, batch: Batch, relative_share: float) -> dict[str, Tensor]:
         """The loss and its parts, where so much of depth's is the relative error and the rest that of the logarithm."""
         inputs, depth, sky, dynamic = batch
-        log_depth, sky_logit, dynamic_logit = self.model.logits(inputs).unbind(1)
+        log_depth, sky_logit, dynamic_logit, *log_doubt = self.model.logits(inputs).unbind(1)
         solid = ~sky
         error = (log_depth - depth.clamp_min(1e-2).log()) * solid
         relative = error.clamp(max=2.0).expm1()  # what it will be judged by: too far costs more than too near
@@ -91,13 +91,16 @@ class PerceptionStage(Stage):
         masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
         masks = masks + F.binary_cross_entropy_with_logits(dynamic_logit, dynamic.float())
         loss = value + self.loss.gradient_weight * gradient + self.loss.mask_weight * masks
+        for doubt in log_doubt:  # a Laplace distribution's likelihood, which is largest where doubt is the mean error
+            loss = loss + ((error.detach().abs() * (-doubt).exp() + doubt) * solid).mean()
         return {"loss": loss, "log_depth": value.detach(), "masks": masks.detach()}
 
     def validate(self) -> dict[str, float]:
         """Metric absolute relative error without memory or alignment, and intersection over union of the masks."""
         _, (inputs, depth, sky, dynamic) = self._unseen(self.held_out)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            log_depth, sky_logit, dynamic_logit = torch.cat([self.model.logits(x) for x in inputs.split(8)]).unbind(1)
+            logits = torch.cat([self.model.logits(x) for x in inputs.split(8)])
+        log_depth, sky_logit, dynamic_logit = logits[:, :3].unbind(1)
         relative = ((log_depth.exp() - depth).abs() / depth.clamp_min(1e-2))[~sky]
         return {
             "abs_rel": float(relative.mean()),
@@ -109,7 +112,7 @@ class PerceptionStage(Stage):
         """Pictures above their true depth above the predicted one, both coloured over the same range."""
         pictures, (inputs, depth, sky, _) = self._unseen(min(8, self.held_out))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            log_depth, sky_logit, _ = self.model.logits(inputs).unbind(1)
+            log_depth, sky_logit = self.model.logits(inputs)[:, :2].unbind(1)
         rows = [(depth, ~sky), (log_depth.float().exp(), sky_logit <= 0)]
         return rows_of_pictures(
             pictures, *(colour_depth(d.cpu().numpy(), valid.cpu().numpy(), (0.3, 10.0)) for d, valid in rows)

@@ -41,7 +41,7 @@ from mirage_env.world_model import Preset, WorldModel
 CLIPS, FRAMES, SIDE = 6, 6, 32
 LOOP = LoopConfig(steps=3, warmup=1, log_every=1, validate_every=3, save_seconds=1e9)
 CODEC = CodecConfig(channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, is_residual=True)
-PERCEPTION = PerceptionConfig(widths=(8, 16), blocks=1)
+PERCEPTION = PerceptionConfig(widths=(8, 16), blocks=1, doubt=True)
 DENOISER = DenoiserConfig(channels=6, heads=2, head_dim=24, ffn_dim=48, layers=2, memory_layers=(0,), text_dim=8)
 
 EYE = "e" * 64
