@@ -171,7 +171,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     report = json.loads((tmp_path / "eval" / "report.json").read_text())
     assert report["weights_sha256"] == env.unwrapped.world.weights
     rows = report["results"]["summary"]
-    assert rows["model"] == rows["two-stage"] != rows["no-memory"]
+    assert rows["model"] == rows["two-stage"] != rows["first-frame"]
 
 
 @pytest.mark.parametrize(
