@@ -179,7 +179,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     [
         (
             ["codex"],
-            'unknown training stage "codex"; known are all, codec, denoiser, finetune, invention, latents',
+            'unknown training stage "codex"; known are all, codec, denoiser, finetune, glimpses, invention',
         ),
         (
             ["--recipe", "mirage-tny"],

@@ -39,7 +39,8 @@ def drawn(seen: Perceived, unseen: Bool[Tensor, "T h w"], cameras: Cameras, seed
     places = backproject(coarse, cameras.resized(size))[..., ::2]
     waves, phases = (x.to(places.device) for x in _field(seed))
     field = math.sqrt(2 / WAVES) * torch.cos(places @ waves + phases).sum(-1).nan_to_num(0.0) * unseen
-    field = F.interpolate(field[:, None], size=seen.depth_m.shape[1:], mode="bilinear")[:, 0]
+    # One value a cell: a surface stays one, where a slope inside a cell would be an edge that the memory leaves out.
+    field = F.interpolate(field[:, None], size=seen.depth_m.shape[1:], mode="nearest")[:, 0]
     spread = math.sqrt(math.pi / 2) * seen.doubt  # of a normal distribution, from its mean absolute deviation
     return replace(seen, depth_m=(seen.depth_m * (spread * field).exp()).clamp(max=max_depth_m))
 

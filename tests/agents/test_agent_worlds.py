@@ -51,7 +51,7 @@ def test_scenes_come_from_the_list_unless_reset_is_told() -> None:
 
 
 def test_a_world_of_drafts_generates_and_remembers_nothing(pool: Path) -> None:
-    kwargs = {**SMALL, "images": str(pool)}
+    kwargs = {**SMALL, "images": str(pool), "turn_deg": 30}
     drafts, dream = (make_env(WorldConfig("Mirage-v0", kwargs, steps=3, drafts_only=only)) for only in (True, False))
     first, info = drafts.reset(seed=0)
     assert np.array_equal(first["rgb"], dream.reset(seed=0)[0]["rgb"])

@@ -325,7 +325,11 @@ def test_map(box_room: MakeEnv) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "text"),
     [
-        ({"action_mode": "fly"}, UnknownNameError, 'unknown action mode "fly"; known are discrete, free, planar'),
+        (
+            {"action_mode": "fly"},
+            UnknownNameError,
+            'unknown action mode "fly"; known are discrete, free, navigation, planar',
+        ),
         ({"collision": "bounce"}, UnknownNameError, 'unknown collision mode "bounce"'),
         ({"feedback": "none"}, UnknownNameError, 'unknown feedback "none"; known are draft, hold'),
         ({"task": "fly"}, UnknownNameError, 'unknown task "fly"; known are explore, free'),

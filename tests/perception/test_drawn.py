@@ -46,7 +46,9 @@ def test_what_is_remembered_or_sure_stays_and_seeds_differ() -> None:
     assert drawn(wall(1, 0.0), ~unseen, cameras, 0, 50.0).depth_m.eq(2.0).all()
     unseen[:, :, 4:] = True
     depth = drawn(seen, unseen, cameras, 0, 50.0).depth_m
-    assert depth[:, :, :28].eq(2.0).all() and not depth[:, :, 40:].eq(2.0).any()
+    assert depth[:, :, :32].eq(2.0).all() and not depth[:, :, 32:].eq(2.0).any()
+    cells = depth.unflatten(2, (CELLS, -1)).unflatten(1, (CELLS, -1))
+    assert torch.equal(cells.amax((2, 4)), cells.amin((2, 4)))  # an even surface in every cell
     assert not torch.equal(depth, drawn(seen, unseen, cameras, 1, 50.0).depth_m)
     assert torch.equal(depth, drawn(seen, unseen, cameras, 0, 50.0).depth_m)
     far = replace(seen, depth_m=torch.full((1, SIDE, SIDE), 49.0))
@@ -58,7 +60,7 @@ def test_frames_that_see_one_place_draw_the_same_for_it() -> None:
     cameras = turned(torch.tensor([0.0, math.pi / 4]))
     across = (torch.arange(SIDE) + 0.5) / (SIDE / 2) - 1
     depth = (3.0 / (1 + across.square()).sqrt()).expand(2, SIDE, SIDE)
-    found = drawn(replace(wall(2), depth_m=depth), torch.ones(2, CELLS, CELLS, dtype=torch.bool), cameras, 5, 50.0)
+    found = drawn(replace(wall(2), depth_m=depth), torch.ones(2, SIDE, SIDE, dtype=torch.bool), cameras, 5, 50.0)
     off = (found.depth_m / depth).log()[:, SIDE // 2]
     angle = torch.atan(across)
     first = torch.stack([off[0, int((angle - a).abs().argmin())] for a in (0.3, 0.4, 0.5, 0.6)])
