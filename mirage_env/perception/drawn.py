@@ -27,11 +27,14 @@ LENGTHS_M = (2.0, 8.0)
 
 
 def drawn(seen: Perceived, unseen: Bool[Tensor, "T h w"], cameras: Cameras, seed: int, max_depth_m: float) -> Perceived:
-    """What was seen, with its depth d as d exp(s u) in cells that the memory does not show.
+    """What was seen, with its depth d as d exp(s u) in cells that the memory does not show, but for holes of one or two
+    cells between those that it does: they belong to the surface around them.
 
     u is a field of mean 0 and variance 1 over the floor, taken where the most likely depth lies, so that frames agree;
     s makes the mean absolute error of ln d the eyes' doubt. `cameras` are at pixel resolution.
     """
+    around = F.max_pool2d((~unseen).float()[:, None], 3, 1, 1)
+    unseen = F.max_pool2d(-around, 3, 1, 1)[:, 0] == 0
     if seen.doubt is None or not bool(unseen.any()):
         return seen
     size = unseen.shape[1], unseen.shape[2]

@@ -47,6 +47,9 @@ def test_what_is_remembered_or_sure_stays_and_seeds_differ() -> None:
     unseen[:, :, 4:] = True
     depth = drawn(seen, unseen, cameras, 0, 50.0).depth_m
     assert depth[:, :, :32].eq(2.0).all() and not depth[:, :, 32:].eq(2.0).any()
+    holes = torch.zeros_like(unseen)
+    holes[:, 2:4, 3:5] = True
+    assert drawn(seen, holes, cameras, 0, 50.0) is seen
     cells = depth.unflatten(2, (CELLS, -1)).unflatten(1, (CELLS, -1))
     assert torch.equal(cells.amax((2, 4)), cells.amin((2, 4)))  # an even surface in every cell
     assert not torch.equal(depth, drawn(seen, unseen, cameras, 1, 50.0).depth_m)
