@@ -27,7 +27,7 @@ from mirage_env.envs.map_view import beside, draw_map
 from mirage_env.envs.observations import DEFAULT_OBS
 from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
 from mirage_env.envs.registration import PlainSpec
-from mirage_env.envs.snapshots import Snapshot, identity, task_name
+from mirage_env.envs.snapshots import Snapshot, identity, task_name, task_parameters
 from mirage_env.envs.untaken import Untaken
 from mirage_env.envs.world import Advance, Begin, Draft, Need, SceneSpec, Walk, World, answer
 from mirage_env.errors import (
@@ -425,7 +425,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
     def snapshot(self) -> Snapshot:
         """This moment as a value: cheap, and any number may be kept."""
         episode = self._begun("snapshot")
-        return Snapshot(episode, self.np_random.bit_generator.state, identity(self.world), task_name(self.task))
+        state, task = self.np_random.bit_generator.state, self.task
+        return Snapshot(episode, state, identity(self.world), task_name(task), task_parameters(task))
 
     def restore(self, snapshot: Any) -> tuple[Any, dict[str, Any]]:
         """Goes back to a moment of this environment or of an equal one: a snapshot, or the path of what `save` wrote.

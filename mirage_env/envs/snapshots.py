@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,8 @@ class Snapshot(NamedTuple):
     """What a world must have in common with the one that this was taken in, see `identity`."""
     task: str
     """The task that was being done, see `task_name`."""
+    task_parameters: Mapping[str, str]
+    """How it was made, see `task_parameters`; empty in a file from before this was noted."""
 
     def check_world(self, world: World) -> None:
         """Raises SavedWorldError for a world that cannot go on from here."""
@@ -38,12 +41,19 @@ class Snapshot(NamedTuple):
                 )
 
     def check_task(self, task: Any) -> None:
-        """Raises SavedWorldError for another task than the one that was being done."""
+        """Raises SavedWorldError for another task than the one that was being done, or one with other parameters."""
+        anew = 'begin a new episode in its world with reset(options={"world": ...})'
         if self.task != task_name(task):
             raise SavedWorldError(
-                f"this snapshot was taken in the task {self.task}, and this one is {task_name(task)}; begin a new "
-                'episode in its world with reset(options={"world": ...})'
+                f"this snapshot was taken in the task {self.task}, and this one is {task_name(task)}; {anew}"
             )
+        here = task_parameters(task)
+        for name, value in self.task_parameters.items():
+            if here.get(name) != value:
+                raise SavedWorldError(
+                    f"this snapshot was taken in the task {self.task} with {name} {value}, but here {name} is "
+                    f"{here.get(name)}; make the environment as it was made then, or {anew}"
+                )
 
 
 def save(path: str | Path, snapshot: Snapshot, world: World, task: Any) -> Path:
@@ -54,7 +64,8 @@ def save(path: str | Path, snapshot: Snapshot, world: World, task: Any) -> Path:
         "task": snapshot.episode.task,
         "np_random": snapshot.np_random,
     }
-    return write_values(path, values, {"world": snapshot.world, "task": snapshot.task}, classes)
+    about = {"world": snapshot.world, "task": snapshot.task, "task_parameters": dict(snapshot.task_parameters)}
+    return write_values(path, values, about, classes)
 
 
 def load(path: str | Path, world: World, task: Any, episode_class: type[Any]) -> Snapshot:
@@ -64,8 +75,10 @@ def load(path: str | Path, world: World, task: Any, episode_class: type[Any]) ->
     """
     stored = StoredValues(path)
     about = stored.about if isinstance(stored.about, dict) else {}
-    saved = Snapshot(None, {}, about.get("world", {}), about.get("task", ""))  # type: ignore[arg-type]
-    if not isinstance(saved.world, dict) or not saved.world or not isinstance(saved.task, str):
+    parameters = about.get("task_parameters", {})
+    saved = Snapshot(None, {}, about.get("world", {}), about.get("task", ""), parameters)  # type: ignore[arg-type]
+    typed = isinstance(saved.world, dict) and isinstance(saved.task, str) and isinstance(parameters, dict)
+    if not typed or not saved.world:
         raise SavedWorldError(f"the saved world {path} is damaged or none (it does not say which world it is of)")
     saved.check_world(world)
     classes = classes_in(episode_class, *_state_classes(world))
@@ -96,6 +109,19 @@ def task_name(task: Any) -> str:
     if isinstance(task, Sum):
         return " + ".join(task_name(part) for part, _ in task.parts.values())
     return type(task).__name__
+
+
+def task_parameters(task: Any) -> dict[str, str]:
+    """What the task was made with, and the weights of its parts: the numbers and words among the arguments of its class
+    that it keeps under their names."""
+    if isinstance(task, Sum):
+        return {
+            f"{name}/{key}": value
+            for name, (part, weight) in task.parts.items()
+            for key, value in {"weight": str(weight), **task_parameters(part)}.items()
+        }
+    kept = {name: getattr(task, name, None) for name in signature(type(task)).parameters}
+    return {name: str(value) for name, value in kept.items() if isinstance(value, (int, float, str))}
 
 
 def _state_classes(world: Any) -> list[Any]:

@@ -159,6 +159,40 @@ def test_what_does_not_fit_is_told(box_room: MakeEnv, tmp_path: Path) -> None:
     assert not (tmp_path / "b.world").exists()
 
 
+@pytest.mark.parametrize(
+    ("made", "other", "message"),
+    [
+        (
+            {"task": "point_goal", "task_kwargs": {"radius_m": 0.4}},
+            {"task": "point_goal"},
+            "in the task PointGoal with radius_m 0.4, but here radius_m is 0.5; make the environment as it was made",
+        ),
+        (
+            {"task": {"explore": 1.0}},
+            {"task": {"explore": 2.0}},
+            "in the task Explore with explore/weight 1.0, but here explore/weight is 2.0; make the environment",
+        ),
+        (
+            {"task": {"explore": 1, "point_goal": 1}, "task_kwargs": {"point_goal": {"must_stop": False}}},
+            {"task": {"explore": 1, "point_goal": 1}},
+            "with point_goal/must_stop False, but here point_goal/must_stop is True; make the environment",
+        ),
+    ],
+)
+def test_a_task_with_other_parameters_is_another(
+    box_room: MakeEnv, tmp_path: Path, made: dict[str, Any], other: dict[str, Any], message: str
+) -> None:
+    env, another = box_room(**made), box_room(**other)
+    env.reset(seed=0)
+    here, path = env.snapshot(), env.save(tmp_path / "a.world")
+    box_room(**made).restore(path)
+    for saved in (here, path):
+        with pytest.raises(SavedWorldError, match=message):
+            another.restore(saved)
+        another.reset(options={"world": saved})
+    another.restore(here._replace(task_parameters={}))  # as in a file from before they were noted
+
+
 def test_state_is_immutable_under_restored_walks() -> None:
     env = gym.make("Mirage-v0", size=(48, 48)).unwrapped
     env.reset(seed=0)
