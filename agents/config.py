@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
-from mirage_env.config import build, read_yaml
+from mirage_env.config import build, read_yaml, with_overrides
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count, check_number
 from mirage_env.resources import ENVS_CONFIG
 
@@ -114,25 +112,5 @@ def load(
     elif not path.is_file():
         known = ", ".join(sorted(x.stem for x in folder.glob("*.yaml")))
         raise InvalidValueError(f"no config file at {path}; built-in ones are {known}")
-    return build(cls, with_overrides(read_yaml(path), overrides), path.name)
-
-
-def with_overrides(values: Any, overrides: Sequence[str]) -> Any:
-    """A copy of nested mappings with every `a.b=value` set; what the keys may be is checked by `build`."""
-    for override in overrides:
-        keys, equals, text = override.partition("=")
-        if not equals or not keys or not all(keys.split(".")):
-            raise InvalidValueError(f'an override must look like ppo.learning_rate=1e-3, got "{override}"')
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InvalidValueError(f'the value of the override "{override}" is not YAML') from None
-        values = _set(values, keys.split("."), value, override)
-    return values
-
-
-def _set(values: Any, keys: Sequence[str], value: Any, override: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise InvalidValueError(f'the override "{override}" reaches into {values!r}, which has no keys')
-    first, *rest = keys
-    return {**values, first: _set(values.get(first, {}), rest, value, override) if rest else value}
+    values = with_overrides(read_yaml(path), overrides, example="ppo.learning_rate=1e-3")
+    return build(cls, values, path.name)

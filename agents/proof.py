@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mirage_env.agents.simple import ConstantAgent
 from mirage_env.agents.worlds import PICTURES, draw_pool, make_env
 from mirage_env.artefacts import prepare_folder, write_text
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count
+from mirage_env.evaluation.plots import point_chart, stacked, standalone
 from mirage_env.simulator import HELD_OUT_FAMILY, TRAINING_SEED
 
 METRIC = {"explore": "known_m3", "point_goal": "spl"}
@@ -337,50 +338,26 @@ def film_cells(config: ProofConfig, folder: Path, episode: int = 0) -> list[Path
     return paths
 
 
-_COLOURS = {"dream": "#e76f51", "simulator": "#2a9d8f", "drafts": "#e9c46a", "blind": "#6c757d"}
-
-
 def _curves(config: ProofConfig, folder: Path) -> str:
-    """Learning curves in the agents' own worlds: a panel a task, a line a seed."""
-    from mirage_env.agents.ppo import curve
-
-    width, height, margin = 460, 300, 52
-    parts = []
-    for panel, task in enumerate(config.tasks):
-        lines = [
-            (method, [(p["steps"], p["return"]) for p in curve(folder / task / method / f"seed-{seed}")])
+    """Learning curves in the agents' own worlds: a panel a task, a line a method."""
+    panels = []
+    for task in config.tasks:
+        lines = {
+            f"trained in {method}": _mean_curve([folder / task / method / f"seed-{seed}" for seed in config.seeds])
             for method in LEARNED
             if method in config.methods
-            for seed in config.seeds
-        ]
-        lines = [(method, points) for method, points in lines if points]
-        every = [value for _, points in lines for _, value in points] or [0.0]
-        low, high = min(0.0, *every), max([*every, min(every) + 1e-6, 1e-6])
-        left = panel * (width + margin) + margin
+        }
+        panels.append(point_chart(lines, "steps of training", f"{task}: mean return"))
+    return standalone(stacked(panels))
 
-        def at(steps: float, value: float, left: float = left, low: float = low, high: float = high) -> str:
-            x = left + width * steps / config.ppo.total_steps
-            return f"{x:.1f},{40 + height * (1 - (value - low) / (high - low)):.1f}"
 
-        parts.append(f'<text x="{left}" y="26" font-size="16">{task}: return while learning</text>')
-        parts.append(f'<rect x="{left}" y="40" width="{width}" height="{height}" fill="none" stroke="#ccc"/>')
-        for value in (low, (low + high) / 2, high):
-            y = at(0, value).split(",")[1]
-            parts.append(f'<text x="{left - 6}" y="{y}" font-size="11" text-anchor="end">{value:.2g}</text>')
-        parts.append(f'<text x="{left + width}" y="{height + 58}" font-size="11" text-anchor="end">'
-                     f"{config.ppo.total_steps} steps</text>")  # fmt: skip
-        for method, points in lines:
-            path = " ".join(at(*point) for point in points)
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{_COLOURS[method]}" stroke-width="1.6"/>')
-    for k, method in enumerate(m for m in LEARNED if m in config.methods):
-        x, y = margin + 235 * (k % 4), height + 84
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="14" height="10" fill="{_COLOURS[method]}"/>')
-        parts.append(f'<text x="{x + 20}" y="{y}" font-size="12">trained in: {method}</text>')
-    total = max(2, len(config.tasks)) * (width + margin) + margin
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" height="{height + 100}" '
-        f'font-family="sans-serif" fill="#222"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
-    )
+def _mean_curve(cells: Sequence[Path]) -> list[tuple[float, float]]:
+    """(steps, return), a mean over the cells that have begun, at the steps that all of them have come to."""
+    from mirage_env.agents.ppo import curve
+
+    begun = [{p["steps"]: p["return"] for p in points} for points in map(curve, cells) if points]
+    common = sorted(set.intersection(*map(set, begun))) if begun else []
+    return [(steps, float(np.mean([points[steps] for points in begun]))) for steps in common]
 
 
 def _compared(drawn: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> list[str]:

@@ -36,15 +36,12 @@ def load_config(source: str | Path, cls: type[T], overrides: Sequence[str] = ())
     """The dataclass `cls` filled from a preset's name or from a path that ends in .yaml.
 
     A file with `base: NAME` says only what it changes of that preset, or of the file of that name beside it.
-    Each override reads `key=value` or `key.inner=value`, its value in YAML, and changes what the file says.
+    Overrides change what the file says, see `with_overrides`.
     Fields may be int, float, str, bool, dict, Literal, X | None, tuples of these and further dataclasses. A key that no
     field has, a missing key without default and a value of the wrong type raise InvalidValueError with the key's path.
     """
     path = Path(source) if str(source).endswith((".yaml", ".yml")) else preset_path(str(source))
-    values = read_yaml(path)
-    for override in overrides:
-        values = _merged({} if values is None else values, _nested(override))
-    return build(cls, values, path.name)
+    return build(cls, with_overrides(read_yaml(path), overrides), path.name)
 
 
 def read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> Any:
@@ -72,18 +69,31 @@ def _merged(base: Any, changes: Any) -> Any:
     return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
 
 
-def _nested(override: str) -> Any:
-    """{"key": {"inner": value}} from key.inner=value."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise InvalidValueError(f'an override must look like key=value, got "{override}"')
-    try:
-        nested = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidValueError(f"{override}: {' '.join(str(error).split())}") from None
-    for name in reversed(key.strip().split(".")):
-        nested = {name: nested}
-    return nested
+def with_overrides(values: Any, overrides: Sequence[str], example: str = "key=value") -> Any:
+    """A copy of nested mappings in which every `key=value` or `key.inner=value` is set, one after the other.
+
+    Values are YAML; a mapping takes the place of the one that was there. What the keys may be is checked by `build`.
+    InvalidValueError is raised for what is no such override, by an `example`, and for one that reaches into a value
+    without keys.
+    """
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        keys = [key.strip() for key in name.split(".")]
+        if not equals or not all(keys):
+            raise InvalidValueError(f'an override must look like {example}, got "{override}"')
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InvalidValueError(f'the value of the override "{override}" is not YAML') from None
+        values = _set({} if values is None else values, keys, value, override)
+    return values
+
+
+def _set(values: Any, keys: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise InvalidValueError(f'the override "{override}" reaches into {values!r}, which has no keys')
+    first, *rest = keys
+    return {**values, first: _set(values.get(first, {}), rest, value, override) if rest else value}
 
 
 def build(cls: type[T], values: Any, where: str) -> T:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, inf, isfinite, log10
+from typing import NamedTuple, TypeAlias
 
 from mirage_env.evaluation.metrics import Interval
 
@@ -19,6 +20,10 @@ _FIXED = {
     "warp-predicted-depth": "#457b9d", "first-frame": "#d4a02a", "codec": "#6c757d", "perception": "#b5476b",
 }  # fmt: skip
 """What stands in every report has one colour in all of its charts."""
+
+WIDTH, HEIGHT = 720, 360
+"""Of charts whose lines are named where they end."""
+Line: TypeAlias = Sequence[tuple[float, float]]
 
 
 def line_chart(series: Mapping[str, Sequence[Interval]], x_label: str, y_label: str, band: str = "model") -> str:
@@ -152,82 +157,90 @@ def bar_chart(value: Interval, floor: float, aim: float, spread: bool = False) -
     return "".join([*parts, "</svg>"])
 
 
-def log_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
+class _Axis(NamedTuple):
+    """What lies at its ends, and the values that are named along it; `scale` makes equal distances of them."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    scale: Callable[[float], float] = float
+
+    def share(self, value: float) -> float:
+        """0 at the low end, 1 at the high one."""
+        low, high = self.scale(self.low), self.scale(self.high)
+        return (self.scale(value) - low) / max(high - low, 1e-9)
+
+
+def log_chart(series: Mapping[str, Line], x_label: str, y_label: str) -> str:
     """A line a series through positive (x, y), both axes logarithmic: a power law is straight, a ratio a distance."""
-    points = [point for line in series.values() for point in line]
-    if not points:
+    xs, ys = _values(series)
+    if not xs:
         return ""
-    width, height, left, right, top, bottom = 680, 280, 62, 110, 14, 40
-    (x_low, x_high), (y_low, y_high) = (
-        (log10(min(p[axis] for p in points)), log10(max(p[axis] for p in points))) for axis in (0, 1)
+    first, last = floor(log10(ys[0])), ceil(log10(ys[-1]))
+    powers = [10.0**power for power in range(first, max(last, first + 1) + 1)]
+    return _chart(
+        series, x_label, y_label, _Axis(xs[0], xs[-1], xs, log10), _Axis(powers[0], powers[-1], powers, log10)
     )
-    y_low, y_high = floor(y_low), max(ceil(y_high), floor(y_low) + 1)
-
-    def x(value: float) -> float:
-        return left + (width - left - right) * (log10(value) - x_low) / max(x_high - x_low, 1e-9)
-
-    def y(value: float) -> float:
-        return top + (height - top - bottom) * (y_high - log10(value)) / (y_high - y_low)
-
-    parts = [_open(width, height, f"{y_label} over {x_label}")]
-    for power in range(y_low, y_high + 1):
-        at = y(10.0**power)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{10.0**power:,g}</text>')
-    shown: list[float] = []
-    for value in sorted({p[0] for p in points}):
-        if not shown or x(value) - x(shown[-1]) > 34:
-            shown.append(value)
-            parts.append(
-                f'<text x="{x(value):.1f}" y="{height - bottom + 18}" text-anchor="middle">{value:,.0f}</text>'
-            )
-    middle = (left + width - right) / 2
-    title = f"{escape(y_label)} over {escape(x_label)}"
-    parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{title}</text>')
-    for colour, (name, line) in zip(_colours(series), series.items(), strict=True):
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
-        parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in line]
-        label = f"{_words(name)} {number(line[-1][1])}"
-        place = y(line[-1][1]) + 4
-        parts.append(f'<text x="{width - right + 10}" y="{place:.1f}" style="fill:{colour}">{label}</text>')
-    return "".join([*parts, "</svg>"])
 
 
-def point_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
+def point_chart(series: Mapping[str, Line], x_label: str, y_label: str) -> str:
     """A line a series through (x, y), named where it ends."""
-    points = [point for line in series.values() for point in line]
-    if not points:
+    xs, ys = _values(series)
+    if not xs:
         return ""
-    width, height, left, right, top, bottom = 720, 360, 52, 200, 14, 40
-    (x_ticks, y_ticks) = (_ticks(min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (0, 1))
-    x_end = max(p[0] for p in points)
+    x_ticks, y_ticks = _ticks(xs[0], xs[-1]), _ticks(ys[0], ys[-1])
+    along = [tick for tick in x_ticks if tick <= xs[-1]]
+    return _chart(series, x_label, y_label, _Axis(x_ticks[0], xs[-1], along), _Axis(y_ticks[0], y_ticks[-1], y_ticks))
+
+
+def _values(series: Mapping[str, Line]) -> tuple[list[float], list[float]]:
+    """Every x and every y, each once and sorted."""
+    points = [point for line in series.values() for point in line]
+    return sorted({x for x, _ in points}), sorted({y for _, y in points})
+
+
+def _chart(series: Mapping[str, Line], x_label: str, y_label: str, x_axis: _Axis, y_axis: _Axis) -> str:
+    left, right, top, bottom = 52, WIDTH - 200, 14, HEIGHT - 40
 
     def x(value: float) -> float:
-        return left + (width - left - right) * (value - x_ticks[0]) / max(x_end - x_ticks[0], 1e-9)
+        return left + (right - left) * x_axis.share(value)
 
     def y(value: float) -> float:
-        return top + (height - top - bottom) * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
+        return bottom - (bottom - top) * y_axis.share(value)
 
-    parts = [_open(width, height, f"{y_label} over {x_label}")]
-    for tick in y_ticks:
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in (tick for tick in x_ticks if tick <= x_end):
-        parts.append(f'<text x="{x(tick):.1f}" y="{height - bottom + 18}" text-anchor="middle">{tick:g}</text>')
-    middle = (left + width - right) / 2
-    title = f"{escape(y_label)} over {escape(x_label)}"
-    parts.append(f'<text class="title" x="{middle}" y="{height - 4}" text-anchor="middle">{title}</text>')
+    title = f"{y_label} over {x_label}"
+    parts = [_open(WIDTH, HEIGHT, title)]
+    for tick in y_axis.ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:,.10g}</text>')
+    end = -inf
+    for tick in x_axis.ticks:
+        label = f"{tick:,.10g}"
+        half = 4 * len(label)  # pixels, of wide digits
+        if x(tick) - half > end:
+            end = x(tick) + half
+            parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
+    parts.append(
+        f'<text class="title" x="{(left + right) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(title)}</text>'
+    )
     labels = []
-    for colour, (name, line) in zip(cycle(COLOURS), series.items(), strict=False):
+    for colour, (name, line) in zip(_colours(series), series.items(), strict=True):
+        if not line:
+            continue
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in line]
         labels.append((y(line[-1][1]), f"{_words(name)}: {number(line[-1][1])}", colour))
     labels.sort()
-    for place, (_, label, colour) in zip(_apart([at for at, _, _ in labels], 15, height - bottom), labels, strict=True):
-        parts.append(f'<text x="{width - right + 10}" y="{place + 4:.1f}" style="fill:{colour}">{label}</text>')
+    for place, (_, label, colour) in zip(_apart([at for at, _, _ in labels], 15, bottom), labels, strict=True):
+        parts.append(f'<text x="{right + 10}" y="{place + 4:.1f}" style="fill:{colour}">{label}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def stacked(charts: Sequence[str]) -> str:
+    """Several of `log_chart` and `point_chart` as one chart, below one another; room is left for an empty one."""
+    parts = [chart.replace("<svg", f'<svg y="{HEIGHT * i}" height="{HEIGHT}"', 1) for i, chart in enumerate(charts)]
+    return "".join([_open(WIDTH, HEIGHT * len(charts), f"{len(charts)} charts"), *parts, "</svg>"])
 
 
 def standalone(chart: str) -> str:
@@ -258,7 +271,7 @@ def _words(name: str) -> str:
 
 
 def _colours(names: Iterable[str]) -> list[str]:
-    free = cycle([colour for colour in COLOURS if colour not in _FIXED.values()] or COLOURS)
+    free = cycle(sorted(COLOURS, key=lambda colour: colour in _FIXED.values()))  # those that nothing stands for first
     return [_FIXED.get(name) or next(free) for name in names]
 
 

@@ -33,9 +33,11 @@ def drawn(seen: Perceived, unseen: Bool[Tensor, "T h w"], cameras: Cameras, seed
     u is a field of mean 0 and variance 1 over the floor, taken where the most likely depth lies, so that frames agree;
     s makes the mean absolute error of ln d the eyes' doubt. `cameras` are at pixel resolution.
     """
+    if seen.doubt is None:
+        return seen
     around = F.max_pool2d((~unseen).float()[:, None], 3, 1, 1)
     unseen = F.max_pool2d(-around, 3, 1, 1)[:, 0] == 0
-    if seen.doubt is None or not bool(unseen.any()):
+    if not bool(unseen.any()):
         return seen
     size = unseen.shape[1], unseen.shape[2]
     coarse = F.interpolate(seen.depth_m[:, None], size=size, mode="bilinear", antialias=True)[:, 0]

@@ -32,7 +32,7 @@ class Perceived:
     sky: Bool[Tensor, "T H W"]
     dynamic: Bool[Tensor, "T H W"]
     doubt: Float[Tensor, "T H W"] | None = None
-    """Expected absolute error of the natural logarithm of depth, from eyes that know; see `WorldModel`."""
+    """Expected absolute error of ln(depth), from eyes that know; see `mirage_env.perception.drawn`."""
 
 
 @runtime_checkable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import torch
@@ -129,15 +128,15 @@ def glimpse_clips(
     255, and the depth (h, w) that the memory showed with them, in metres, 0 for nothing.
     """
     name, cell, count = glimpse_name(denoiser_hash), model.codec.spatial_stride, min(count, len(store))
-    lengths = [chunk for chunk, _ in product(chunks, strides)]
     eyes = _Glimpses(model.perception)
     model = model.with_perception(eyes)
 
     def fill(pictures: np.ndarray, known: np.ndarray) -> None:
         for row in range(count):
             moments = np.arange(0, store.config.frames, glimpse_stride(row, strides))
+            chunk = chunks[row // len(strides) % len(chunks)]
             eyes.shown.clear()
-            for _ in _walk(model, store, len(store) - count + row, moments, lengths[row % len(lengths)]):
+            for _ in _walk(model, store, len(store) - count + row, moments, chunk):
                 pass
             images, depths = zip(*eyes.shown, strict=True)
             pictures[row, moments] = ((torch.cat(images) + 1) * 127.5).round().cpu().numpy()

@@ -70,10 +70,10 @@ class SightStage(PerceptionStage):
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             log_depth = torch.cat([self.model.logits(x)[:, 0] for x in inputs.split(8)])
         unknown = (inputs[:, -1] == 0) & ~sky
-        error = (log_depth - depth.clamp_min(1e-2).log())[unknown]
+        error = (log_depth - depth.clamp_min(1e-2).log())[unknown] if unknown.any() else torch.zeros(1)
         return super().validate() | {
             "log_error_generated": float(error.abs().mean()),
-            "bias_generated": float(error.median()) if len(error) else 0.0,
+            "bias_generated": float(error.median()),
         }
 
     def _moments(self, store: ClipStore, row: int) -> np.ndarray:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mirage_env.agents.config import AGENTS, PROOFS, AgentConfig, load, with_overrides
+from mirage_env.agents.config import AGENTS, PROOFS, AgentConfig, load
 from mirage_env.agents.proof import ProofConfig
+from mirage_env.config import with_overrides
 from mirage_env.errors import InvalidValueError, UnknownNameError
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -38,6 +39,19 @@ def test_the_share_of_what_the_simulator_teaches(tmp_path: Path) -> None:
     assert dream["low"] < 5.0 < dream["high"]
     assert "| PPO trained in Mirage-v0 | 5.000 (4.000 to 6.000) | 0.75 (0.75 to 0.75) | 2 | 2 |" in table
     assert (tmp_path / "curves.svg").read_text("utf-8").startswith("<svg")
+
+
+def test_a_curve_is_the_mean_of_the_seeds_as_far_as_all_have_come(tmp_path: Path) -> None:
+    config = replace(SMALL, seeds=(0, 1, 2), tasks=("explore", "point_goal"))
+    for seed, returns in enumerate(([1.0, 3.0, 9.0], [3.0, 5.0])):
+        cell = tmp_path / "explore" / "dream" / f"seed-{seed}"
+        cell.mkdir(parents=True)
+        points = [{"steps": 128 * (i + 1), "return": value} for i, value in enumerate(returns)]
+        (cell / "curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    write_report(config, tmp_path)
+    picture = ElementTree.fromstring((tmp_path / "curves.svg").read_text("utf-8"))
+    assert len(picture.findall(".//{*}polyline")) == 1 and len(picture.findall(".//{*}circle")) == 2
+    assert [text.text for text in picture.findall(".//{*}text[@style]")] == ["trained in dream: 4.00"]
 
 
 def test_seeds_are_drawn_for_each_method_and_episodes_for_all_alike() -> None:

@@ -391,6 +391,10 @@ def test_eyes_learn_from_what_a_world_shows_them(trained, store):
     assert inputs.shape == (2, 8, SIDE, SIDE) and bool(sky[:, :8].all()) and not bool(sky[:, 8:].any())
     walls = {float(store.array("depth")[0, t, 0, 0]) for t in range(1, FRAMES)}
     assert set(depth.unique().tolist()) <= walls
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():  # where nothing is unknown, nothing is wrong
+        patch.setattr(stage, "_generated", lambda *_: (torch.ones_like(inputs), depth, sky, sky))
+        found = stage.validate()
+    assert (found["log_error_generated"], found["bias_generated"]) == (0.0, 0.0)
     before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
     assert all(torch.equal(tensor, eyes.state_dict()[name]) for name, tensor in before.items())
     assert train(stage, LOOP, folder)
