@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mirage_env.errors import InvalidValueError, UnknownNameError
-from mirage_env.geometry.poses import rigid, rotation_from_yaw_pitch_roll
 
 ACTION_MODES = ("planar", "free", "discrete", "navigation")
 DISCRETE_ACTIONS = (
@@ -140,10 +139,20 @@ def between(start: Pose, end: Pose, count: int) -> tuple[Pose, ...]:
 
 
 def world_from_camera(poses: Sequence[Pose]) -> Float[Tensor, "V 4 4"]:
-    """The float32 transforms of `poses`, computed in float64."""
-    numbers = torch.tensor(poses, dtype=torch.float64)
-    rotation = rotation_from_yaw_pitch_roll(numbers[:, 3], numbers[:, 4], numbers[:, 5])
-    return rigid(rotation, numbers[:, :3]).float()
+    """The float32 transforms of `poses`, computed in float64: `rotation_from_yaw_pitch_roll`, a camera at a time."""
+    return torch.tensor([_matrix(*pose) for pose in poses], dtype=torch.float64).float()
+
+
+def _matrix(x: float, y: float, z: float, yaw: float, pitch: float, roll: float) -> tuple[tuple[float, ...], ...]:
+    """In numbers of Python: for one camera the calls of torch would take six times as long."""
+    cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
+    cr, sr = math.cos(roll), math.sin(roll)
+    return (
+        (cy * cr + sy * sp * sr, sy * sp * cr - cy * sr, sy * cp, x),
+        (cp * sr, cp * cr, -sp, y),
+        (cy * sp * sr - sy * cr, sy * sr + cy * sp * cr, cy * cp, z),
+        (0.0, 0.0, 0.0, 1.0),
+    )
 
 
 def pose_from_matrix(transform: Float[Tensor, "4 4"]) -> Pose:

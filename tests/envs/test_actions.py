@@ -25,6 +25,7 @@ from mirage_env.envs.actions import (
     world_from_camera,
 )
 from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.geometry.poses import rotation_from_yaw_pitch_roll
 
 angles = st.floats(-3.1, 3.1)
 tilts = st.floats(-1.4, 1.4)
@@ -106,6 +107,8 @@ def test_matrices_and_poses_agree(numbers: tuple[float, ...]) -> None:
     pose = Pose(*numbers)
     matrix = world_from_camera([pose])[0]
     assert matrix.dtype == torch.float32
+    turned = rotation_from_yaw_pitch_roll(*torch.tensor(numbers[3:], dtype=torch.float64))
+    torch.testing.assert_close(matrix[:3, :3], turned.float(), rtol=0, atol=1e-7)
     assert pose_from_matrix(matrix) == pytest.approx(pose, abs=1e-5)
 
 
