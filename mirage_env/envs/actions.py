@@ -26,19 +26,6 @@ from torch import Tensor
 from mirage_env.errors import InvalidValueError, UnknownNameError
 
 ACTION_MODES = ("planar", "free", "discrete", "navigation")
-DISCRETE_ACTIONS = (
-    "stop",
-    "forward",
-    "back",
-    "left",
-    "right",
-    "turn_left",
-    "turn_right",
-    "look_up",
-    "look_down",
-)
-CHOICES = {"discrete": DISCRETE_ACTIONS, "navigation": ("stop", "forward", "turn_left", "turn_right")}
-"""The actions of the modes that number them."""
 PITCH_LIMIT = {mode: math.radians(89 if mode == "free" else 60) for mode in ACTION_MODES}
 """How far a camera can look up or down (radians). Straight up has no heading, so even `free` stops before it."""
 
@@ -79,6 +66,9 @@ _UNITS = {
     "look_up": Motion(pitch=1.0),
     "look_down": Motion(pitch=-1.0),
 }
+DISCRETE_ACTIONS = tuple(_UNITS)
+CHOICES = {"discrete": DISCRETE_ACTIONS, "navigation": ("stop", "forward", "turn_left", "turn_right")}
+"""The actions of the modes that number them."""
 
 
 def action_space(mode: str) -> spaces.Space[Any]:
