@@ -128,6 +128,12 @@ def between(start: Pose, end: Pose, count: int) -> tuple[Pose, ...]:
     return (*way, end)
 
 
+def around(pose: Pose, views: int) -> tuple[Pose, ...]:
+    """A turn to the right, once around on the spot, in `views` even steps: first and last are `pose`, exactly."""
+    turned = (pose._replace(yaw=_wrapped(pose.yaw + 2 * math.pi * k / views)) for k in range(1, views))
+    return (pose, *turned, pose)
+
+
 def world_from_camera(poses: Sequence[Pose]) -> Float[Tensor, "V 4 4"]:
     """The float32 transforms of `poses`, computed in float64: `rotation_from_yaw_pitch_roll`, a camera at a time."""
     return torch.tensor([_matrix(*pose) for pose in poses], dtype=torch.float64).float()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
 
@@ -99,6 +100,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             two pictures that policies can read as they are; `("rgb", "depth")` gives depth in metres.
         depth_range_m: observed depth is clipped to (near, far), in metres.
         chunk, feedback: as above.
+        look_around: how many views of one turn around are generated before an episode begins, evenly spread, the last
+            as the first picture: map, memory and task then know what lies to the sides and behind. 0 for none.
         task, task_kwargs: a name or an instance, see `mirage_env.envs.tasks`.
         collision: "slide", "stop", "none" or "seen", for a body of 0.2 m radius. With "seen" it slides and enters
             nothing that was never seen: in a generated world what is behind the camera is not there yet, and an agent
@@ -149,6 +152,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         depth_range_m: Sequence[float] = (0.1, 20.0),
         chunk: int = 1,
         feedback: str = "draft",
+        look_around: int = 0,
         task: Any = "free",
         task_kwargs: Any = None,
         collision: str = "slide",
@@ -183,6 +187,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         self.turn_rad = math.radians(check_number("turn_deg", turn_deg, 0.0, 90.0))
         self.camera_height_m = check_number("camera_height_m", camera_height_m, 0.05, 100.0)
         self.chunk = check_count("chunk", chunk)
+        self.look_around = check_count("look_around", look_around, least=0)
         self.max_episode_steps = (
             None if max_episode_steps is None else check_count("max_episode_steps", max_episode_steps)
         )
@@ -305,6 +310,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         if start is not None:
             way = (start,) * self.world.temporal_stride
             episode, seen = yield from self._generated(replace(episode, pose=start, pending=(way,)))
+        if saved is None and self.look_around:
+            turn = actions.around(episode.pose, self.look_around)
+            ways = (actions.between(*pair, self.world.temporal_stride) for pair in pairwise(turn))
+            episode, seen = yield from self._generated(replace(episode, pending=tuple(ways)))
         episode = replace(
             episode,
             task=None,

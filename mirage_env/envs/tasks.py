@@ -137,10 +137,9 @@ class PointGoal:
     came in a straight line (metres), and success is 1 in the step that stops within `radius_m` of it, which ends the
     episode; a stop elsewhere costs a step. Without `must_stop` to be within the radius is enough.
 
-    The goal is drawn from the floor where a body can go, `least_m` to `most_m` of walking away, as far as there is
-    where there is no such floor, at the start itself where there is none at all. `in_sight` leaves only floor that the
-    first frame shows to be free; without it a goal lies in any direction, in a generated world also where nothing is
-    yet, so that a wall may turn out to be there: give episodes an end.
+    The goal is drawn from the floor that the map shows to be free at the start (by the first frame, or by a look
+    around), where a body can go, `least_m` to `most_m` of walking away; where there is no such floor, as far as there
+    is; where there is none at all, at the start itself.
     `reset(options={"goal": (x, z)})` sets it, in metres of the world whose origin is the first camera.
 
     `info["reward_terms"]`: progress_m, distance_m (straight, to go), success, and spl = success * l / max(l, walked)
@@ -160,7 +159,6 @@ class PointGoal:
         success_reward: float = 2.5,
         time_cost: float = 0.01,
         must_stop: bool = True,
-        in_sight: bool = True,
     ):
         self.radius_m = check_number("radius_m", radius_m, 0.0, 10.0)
         self.most_m = check_number("most_m", most_m, 0.0, 100.0)
@@ -168,7 +166,6 @@ class PointGoal:
         self.success_reward = check_number("success_reward", success_reward, -1e6, 1e6)
         self.time_cost = check_number("time_cost", time_cost, -1e6, 1e6)
         self.must_stop = bool(must_stop)
-        self.in_sight = bool(in_sight)
 
     def begin(self, moment: Moment, np_random: np.random.Generator) -> PointGoalState:
         here, plan = (moment.pose.x, moment.pose.z), moment.plan()
@@ -216,8 +213,9 @@ class PointGoal:
         here: Spot,
         np_random: np.random.Generator,
     ) -> Spot:
-        floor = seen.plan(through_unknown=False) if self.in_sight else plan
-        spots = floor.centres(np.argwhere(np.isfinite(floor.distances(here))))
+        known = seen.plan(through_unknown=False)
+        cells = np.argwhere(np.isfinite(known.distances(here)))
+        spots = known.centres(cells)
         inside = np.floor((spots - plan.corner_m) / plan.cell_m).astype(int)
         fits = (inside >= 0).all(1) & (inside < plan.fits.shape).all(1)
         spots, inside = spots[fits], inside[fits]

@@ -15,7 +15,7 @@ import torch
 from gymnasium.error import ResetNeeded
 
 from mirage_env.envs import untaken
-from mirage_env.envs.actions import Pose, world_from_camera
+from mirage_env.envs.actions import Pose, pose_from_matrix, world_from_camera
 from mirage_env.envs.env import WalkEnv
 from mirage_env.errors import InvalidValueError, MirageError, UnknownNameError
 from mirage_env.types import Frames
@@ -132,6 +132,22 @@ def test_start_pose_option(box_room: MakeEnv) -> None:
 
 
 # ---- chunks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_look_around_is_known_and_comes_home(box_room: MakeEnv) -> None:
+    env, plain = box_room(look_around=6, temporal_stride=2), box_room(temporal_stride=2)
+    obs, info = env.reset(seed=0)
+    _, before = plain.reset(seed=0)
+    np.testing.assert_array_equal(info["world_from_camera"], before["world_from_camera"])
+    assert info["generated"] and info["chunk_phase"] == 0 and env.steps == 0
+    assert env.world.advances == [12] and plain.world.advances == []
+    seen = env.take_chunk()
+    assert seen is not None and len(seen) == 13
+    headings = [math.degrees(pose_from_matrix(matrix).yaw) for matrix in seen.cameras.world_from_camera]
+    assert [math.cos(math.radians(a - 30 * k)) for k, a in enumerate(headings)] == pytest.approx([1.0] * 13)
+    np.testing.assert_array_equal(obs["rgb"], seen.rgb[0].numpy())  # nothing changes in this room
+    assert env.occupancy.plan(through_unknown=False).cell((0.0, -0.5)) is not None  # behind the camera
+    assert plain.occupancy.plan(through_unknown=False).cell((0.0, -0.5)) is None
 
 
 def test_chunk_one_generates_every_step(box_room: MakeEnv) -> None:

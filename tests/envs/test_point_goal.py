@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirage_env.envs.mirage_sim import MirageSimEnv
 from mirage_env.envs.tasks import Explore, Sum, make_task
 from mirage_env.errors import InvalidValueError, UnknownNameError
 
@@ -67,16 +66,10 @@ def test_goals_are_drawn_where_the_first_frame_shows_free_floor(env: Any) -> Non
     assert env.snapshot()[0].task[:2] == goals[3]
 
 
-def test_goals_out_of_sight_lie_in_every_direction_where_a_body_can_go() -> None:
-    kwargs = {"in_sight": False, "least_m": 0.6, "most_m": 3.0}
-    env: Any = MirageSimEnv(task="point_goal", task_kwargs=kwargs, obs=("rgb", "goal"), size=(32, 32), family="room")
-    ahead = []
-    for seed in range(8):
-        obs, _ = env.reset(seed=seed, options={"scene_seed": 3})
-        task, plan = env.snapshot()[0].task, env.plan(env.snapshot()[0])
-        assert plan.cell((task.x, task.z)) is not None and 0.6 <= task.shortest_m <= 3.0
-        ahead.append(obs["goal"][1])
-    assert min(ahead) < 0.0 < max(ahead)
+def test_after_a_look_around_goals_lie_in_every_direction(box_room: Callable[..., Any]) -> None:
+    env = box_room(task="point_goal", obs=("rgb", "goal"), look_around=8, task_kwargs={"least_m": 0.5})
+    ahead = [env.reset(seed=seed)[0]["goal"][1] for seed in range(12)]
+    assert min(ahead) < -0.5 and max(ahead) > 0.5
 
 
 def test_a_narrow_range_falls_back_to_the_farthest_floor(box_room: Callable[..., Any]) -> None:

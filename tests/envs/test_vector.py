@@ -48,7 +48,9 @@ def pair(box_room: MakeEnv, mode: AutoresetMode, **kwargs: Any) -> tuple[WalkVec
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.parametrize("walk", [{}, {"action_mode": "discrete", "obs": "rgb"}, {"obs": ("depth", "chunk_phase")}])
+@pytest.mark.parametrize(
+    "walk", [{}, {"action_mode": "discrete", "obs": "rgb"}, {"obs": ("depth", "chunk_phase"), "look_around": 3}]
+)
 def test_equals_the_same_environments_in_turn(box_room: MakeEnv, mode: AutoresetMode, walk: dict[str, Any]) -> None:
     ours, theirs = pair(box_room, mode, **walk)
     assert ours.metadata["autoreset_mode"] is mode
