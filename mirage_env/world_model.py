@@ -38,7 +38,7 @@ from mirage_env.errors import (
 )
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, camera_motion, check_cameras, intrinsics_from_fov
 from mirage_env.lockstep import in_step
-from mirage_env.memory.alignment import align_log_scale
+from mirage_env.memory.alignment import align_log_scale, anchored
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.memory.protocol import (
     AnyMemoryConfig,
@@ -93,6 +93,9 @@ class Preset:
     """Counting back from a chunk's last latent frame, every how many-th is re-encoded and written to the memory."""
     max_keyframes: int = 64
     """How many past keyframes stay at hand as references; the oldest go first."""
+    anchor: float = 0.0
+    """How far (natural logarithm of depth) what is seen may lie from the remembered surface and still be moved onto it;
+    0 leaves it where it is seen. See `anchored`."""
     draw_depth: bool = True
     """Where nothing is remembered, draw depth as far off as eyes with a `doubt` say that it may be; see `drawn`."""
 
@@ -104,6 +107,8 @@ class Preset:
             )
         if min(self.keyframe_stride, self.max_keyframes) < 1:
             raise InvalidValueError("keyframe_stride and max_keyframes must be at least 1")
+        if not self.anchor >= 0:
+            raise InvalidValueError(f"anchor must not be negative, got {self.anchor}")
         if not self.denoiser.memory_layers and not self.sampler.replace:
             raise InvalidValueError("without memory_layers the memory comes in through sampler.replace; set it above 0")
         if self.adapter is not None and self.sampler.replace:
@@ -352,6 +357,9 @@ class WorldModel:
         seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
+        if self.preset.anchor:
+            surface = ~(seen.sky | seen.dynamic)
+            seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, self.preset.anchor))
         if self.preset.draw_depth:
             seen = drawn(seen, ~shown.visible, cameras, state.seed, self.perception.max_depth_m)
 

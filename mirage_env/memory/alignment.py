@@ -1,14 +1,16 @@
-"""One scale a chunk, so that new depth continues the remembered world instead of letting it breathe."""
+"""Depth that continues the remembered world instead of letting it breathe: one scale a chunk, then cell by cell."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.depth_grid import depth_to_grid, straddles_edge
 from mirage_env.memory.latent import SKY_M
+from mirage_env.types import Readout
 
 
 def align_log_scale(
@@ -34,3 +36,23 @@ def align_log_scale(
         return 0.0
     ratio = remembered_depth_m[comparable].log() - depth[comparable].log()
     return float(ratio.median().clamp(-limit, limit))
+
+
+def anchored(
+    depth_m: Float[Tensor, "T H W"], valid: Bool[Tensor, "T H W"], shown: Readout, limit: float
+) -> Float[Tensor, "T H W"]:
+    """Depth moved onto the surfaces that the memory shows to the same cameras.
+
+    In every cell whose remembered point lies on a valid pixel, no farther from it than `limit` (a difference of natural
+    logarithms: beyond it there is another surface), the correction is that difference; in all others it is none. It is
+    interpolated between the centres of cells and applied to all pixels.
+    """
+    (height, width), (h, w) = depth_m.shape[1:], shown.visible.shape[1:]
+    x = (torch.arange(w, device=depth_m.device) + 0.5 + shown.offset[:, 0]) * (width / w)
+    y = (torch.arange(h, device=depth_m.device)[:, None] + 0.5 + shown.offset[:, 1]) * (height / h)
+    frame = torch.arange(len(depth_m), device=depth_m.device)[:, None, None]
+    pixel = frame, y.long().clamp(0, height - 1), x.long().clamp(0, width - 1)
+    off = shown.depth_m.log() - depth_m[pixel].log()
+    known = shown.visible & (shown.depth_m < SKY_M / 2) & valid[pixel] & (off.abs() <= limit)
+    correction = torch.where(known, off, 0.0)[:, None]
+    return depth_m * F.interpolate(correction, size=(height, width), mode="bilinear")[:, 0].exp()

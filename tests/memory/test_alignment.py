@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mirage_env.errors import InvalidValueError
-from mirage_env.memory.alignment import align_log_scale
+from mirage_env.memory.alignment import align_log_scale, anchored
+from mirage_env.memory.latent import SKY_M
+from mirage_env.types import Readout
 
 
 def world(frames: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,3 +72,41 @@ def test_frames_must_match() -> None:
     depth, remembered = world()
     with pytest.raises(InvalidValueError, match="2 depth maps cannot be aligned to 1 read-outs"):
         align_log_scale(depth, everywhere(depth), remembered[:1])
+
+
+def shown(remembered: torch.Tensor, x: float = 0.0, y: float = 0.0) -> Readout:
+    """A read-out of these depths, every point at one place in its cell; nothing where depth is 0."""
+    frames, height, width = remembered.shape
+    offset = torch.tensor([x, y]).view(1, 2, 1, 1).expand(frames, 2, height, width)
+    visible = remembered > 0
+    return Readout(torch.zeros(frames, 1, height, width), visible, remembered, offset, torch.where(visible, 0, -1))
+
+
+def test_depth_is_anchored_where_the_points_lie() -> None:
+    """A slope, and points off the middle of their cells: a factor is undone everywhere, and nothing else changes."""
+    depth, _ = world()
+    at_points = depth[:, 3::4, 2::4]
+    points = shown(at_points, x=0.1, y=0.3)
+    assert torch.equal(anchored(depth, everywhere(depth), points, limit=0.6), depth)
+    torch.testing.assert_close(anchored(depth / 1.5, everywhere(depth), points, limit=0.6), depth)
+
+
+def test_only_cells_of_the_same_surface_are_anchors() -> None:
+    depth = torch.full((1, 32, 32), 4.0)
+    remembered, valid = torch.full((1, 8, 8), 5.0), everywhere(depth)
+    remembered[0, :2] = 0.0  # nothing
+    remembered[0, 3, :] = 4.0 * math.exp(0.7)  # another surface
+    remembered[0, 5, :] = 2 * SKY_M
+    valid[0, 28:] = False  # something that moves
+    moved = anchored(depth, valid, shown(remembered), limit=0.6)[0].view(8, 4, 32)
+    middle = moved[:, 1:3].log().mean((1, 2))  # two pixels, each an eighth of a cell from the centre
+    anchors = torch.tensor([0.0, 0, 1, 0, 1, 0, 1, 0])
+    blurred = 0.875 * anchors + 0.0625 * (anchors.roll(1) + anchors.roll(-1))
+    torch.testing.assert_close(middle - math.log(4), math.log(1.25) * blurred)
+
+
+@pytest.mark.parametrize("limit", [0.2, 0.25])
+def test_the_limit(limit: float) -> None:
+    depth, remembered = torch.full((1, 32, 32), 4.0), torch.full((1, 8, 8), 5.0)  # ln 1.25 = 0.223
+    moved = anchored(depth, everywhere(depth), shown(remembered), limit)
+    torch.testing.assert_close(moved, torch.full_like(moved, 5.0 if limit > 0.223 else 4.0))
