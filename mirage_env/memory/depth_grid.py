@@ -52,16 +52,18 @@ def straddles_edge(
     """
     usable = _usable(depth_m, valid)
     inverse = _cells(torch.where(usable, depth_m, 1.0).reciprocal(), grid)
-    mean = inverse.mean((3, 4), keepdim=True)
-    residual = inverse - mean
-    for axis in (3, 4):
-        length = inverse.shape[axis]
-        shape = [length if a == axis else 1 for a in range(5)]
-        position = (torch.arange(length, dtype=inverse.dtype, device=inverse.device) - (length - 1) / 2).view(shape)
-        slope = (inverse * position).mean((3, 4), keepdim=True) / position.square().mean().clamp_min(1e-6)
-        residual = residual - slope * position
-    jump = residual.amax((3, 4)) - residual.amin((3, 4)) > step * mean[..., 0, 0]
+    plane = _plane(inverse.shape[3], inverse.shape[4], inverse.device)
+    inverse = inverse.flatten(3)
+    residual = inverse - inverse @ plane @ plane.T
+    jump = residual.amax(3) - residual.amin(3) > step * inverse.mean(3)
     return jump | ~_cells(usable, grid).flatten(3).all(3)
+
+
+def _plane(height: int, width: int, device: torch.device) -> Float[Tensor, "p 3"]:
+    """An orthonormal basis of the affine functions on a cell's pixels, row by row."""
+    y, x = (torch.arange(n, device=device) - (n - 1) / 2 for n in (height, width))
+    basis = torch.cat([torch.ones(height * width, 1, device=device), torch.cartesian_prod(y, x)], 1)
+    return basis / basis.norm(dim=0).clamp_min(1e-6)
 
 
 def _usable(depth_m: Tensor, valid: Tensor) -> Tensor:
