@@ -44,8 +44,8 @@ def anchored(
     """Depth moved onto the surfaces that the memory shows to the same cameras.
 
     In every cell whose remembered point lies on a valid pixel, no farther from it than `limit` (a difference of natural
-    logarithms: beyond it there is another surface), the correction is that difference; in all others it is none. It is
-    interpolated between the centres of cells and applied to all pixels.
+    logarithms: beyond it there is another surface), the correction is that difference. A cell that shows nothing takes
+    the mean of such cells around it, and all others have none. Between the centres of cells it is interpolated.
     """
     (height, width), (h, w) = depth_m.shape[1:], shown.visible.shape[1:]
     x = (torch.arange(w, device=depth_m.device) + 0.5 + shown.offset[:, 0]) * (width / w)
@@ -55,4 +55,6 @@ def anchored(
     off = shown.depth_m.log() - depth_m[pixel].log()
     known = shown.visible & (shown.depth_m < SKY_M / 2) & valid[pixel] & (off.abs() <= limit)
     correction = torch.where(known, off, 0.0)[:, None]
+    around = F.avg_pool2d(correction, 3, 1, 1) / F.avg_pool2d(known.float()[:, None], 3, 1, 1).clamp_min(0.1)
+    correction = torch.where(shown.visible[:, None], correction, around)
     return depth_m * F.interpolate(correction, size=(height, width), mode="bilinear")[:, 0].exp()

@@ -94,13 +94,13 @@ def test_depth_is_anchored_where_the_points_lie() -> None:
 def test_only_cells_of_the_same_surface_are_anchors() -> None:
     depth = torch.full((1, 32, 32), 4.0)
     remembered, valid = torch.full((1, 8, 8), 5.0), everywhere(depth)
-    remembered[0, :2] = 0.0  # nothing
+    remembered[0, :2] = 0.0  # nothing: the second row takes what is around it
     remembered[0, 3, :] = 4.0 * math.exp(0.7)  # another surface
     remembered[0, 5, :] = 2 * SKY_M
     valid[0, 28:] = False  # something that moves
     moved = anchored(depth, valid, shown(remembered), limit=0.6)[0].view(8, 4, 32)
     middle = moved[:, 1:3].log().mean((1, 2))  # two pixels, each an eighth of a cell from the centre
-    anchors = torch.tensor([0.0, 0, 1, 0, 1, 0, 1, 0])
+    anchors = torch.tensor([0.0, 1, 1, 0, 1, 0, 1, 0])
     blurred = 0.875 * anchors + 0.0625 * (anchors.roll(1) + anchors.roll(-1))
     torch.testing.assert_close(middle - math.log(4), math.log(1.25) * blurred)
 
