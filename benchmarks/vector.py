@@ -144,8 +144,8 @@ def resident_mib() -> float:
 
 
 def long_run(steps: int, points: int = 10) -> list[tuple[int, float, int]]:
-    """(steps, resident MiB, open files) along a long run of four environments in episodes of 20; the first tenth, in
-    which caches fill, is the start."""
+    """(steps, resident MiB, open files) along a long run of four environments in episodes of 20, told as they come; the
+    first tenth, in which caches fill, is the start."""
     env = gym.make_vec("Mirage-v0", num_envs=4, size=SIZE, max_episode_steps=20)
     env.reset(seed=0)
     curve = []
@@ -153,6 +153,7 @@ def long_run(steps: int, points: int = 10) -> list[tuple[int, float, int]]:
         env.step(walk(4, step))
         if step % max(1, steps // 4 // points) == 0:
             curve.append((4 * step, resident_mib(), len(os.listdir("/proc/self/fd"))))
+            print("{} steps: {:.1f} MiB, {} files".format(*curve[-1]), flush=True)
     return curve
 
 
