@@ -101,7 +101,8 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         depth_range_m: observed depth is clipped to (near, far), in metres.
         chunk, feedback: as above.
         look_around: how many views of one turn around are generated before an episode begins, evenly spread, the last
-            as the first picture: map, memory and task then know what lies to the sides and behind. 0 for none.
+            as the first picture, all in one chunk: map, memory and task then know what lies to the sides and behind. 0:
+            none.
         task, task_kwargs: a name or an instance, see `mirage_env.envs.tasks`.
         collision: "slide", "stop", "none" or "seen", for a body of 0.2 m radius. With "seen" it slides and enters
             nothing that was never seen: in a generated world what is behind the camera is not there yet, and an agent
