@@ -98,6 +98,8 @@ class Preset:
     0 leaves it where it is seen. See `anchored`."""
     draw_depth: bool = True
     """Where nothing is remembered, draw depth as far off as eyes with a `doubt` say that it may be; see `drawn`."""
+    draw_lean: float = 0.0
+    """How many standard deviations farther than perceived such depth is on average."""
 
     def __post_init__(self) -> None:
         if self.codec.channels != self.denoiser.channels:
@@ -109,6 +111,8 @@ class Preset:
             raise InvalidValueError("keyframe_stride and max_keyframes must be at least 1")
         if not self.anchor >= 0:
             raise InvalidValueError(f"anchor must not be negative, got {self.anchor}")
+        if not math.isfinite(self.draw_lean):
+            raise InvalidValueError(f"draw_lean must be finite, got {self.draw_lean}")
         if not self.denoiser.memory_layers and not self.sampler.replace:
             raise InvalidValueError("without memory_layers the memory comes in through sampler.replace; set it above 0")
         if self.adapter is not None and self.sampler.replace:
@@ -361,7 +365,8 @@ class WorldModel:
             surface = ~(seen.sky | seen.dynamic)
             seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, self.preset.anchor))
         if self.preset.draw_depth:
-            seen = drawn(seen, ~shown.visible, cameras, state.seed, self.perception.max_depth_m)
+            limit, lean = self.perception.max_depth_m, self.preset.draw_lean
+            seen = drawn(seen, ~shown.visible, cameras, state.seed, limit, lean)
 
         keys = torch.arange(len(targets) - 1, -1, -self.preset.keyframe_stride, device=self.device).flip(0)
         pixels = keys * stride + stride - 1

@@ -38,6 +38,15 @@ def test_what_is_drawn_is_off_by_the_doubt_on_average() -> None:
     assert errors.abs().max() < 0.4 * math.sqrt(math.pi / 2) * 4 + 1e-4  # the field itself has bounds
 
 
+def test_draws_lean_by_so_many_deviations_where_nothing_is_remembered() -> None:
+    cameras, unseen = turned(torch.zeros(1)), torch.ones(1, CELLS, CELLS, dtype=torch.bool)
+    unseen[:, :, :4] = False
+    even, leaning = (drawn(wall(1), unseen, cameras, 3, 50.0, lean).depth_m for lean in (0.0, 0.5))
+    off = (leaning / even).log()
+    assert off[:, :, : SIDE // 2].eq(0).all()
+    torch.testing.assert_close(off[:, :, SIDE // 2 :], torch.full((1, SIDE, SIDE // 2), 0.2 * math.sqrt(math.pi / 2)))
+
+
 def test_what_is_remembered_or_sure_stays_and_seeds_differ() -> None:
     cameras, unseen = turned(torch.zeros(1)), torch.zeros(1, CELLS, CELLS, dtype=torch.bool)
     seen = wall(1)
