@@ -127,13 +127,17 @@ class ChunkStage(Stage):
 
     def batch(self, generator: torch.Generator) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         rng = np.random.default_rng(generator.initial_seed())
+        which, clips, overlap, n = self.draw(rng)
+        return self.chunks(which, clips, overlap, n, rng)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, np.ndarray, int, int]:
+        """A source, clips of it, the frame after which their chunks come, and how many frames these have."""
         shares = np.array([len(source) * source.frames for source in self.sources], dtype=float)
         which = int(rng.choice(len(self.sources), p=shares / shares.sum()))
         n = min(int(rng.choice(self.loss.chunks)), self.sources[which].frames - 1)
         overlaps = self.sources[which].overlaps(n)
         overlap = overlaps[int(rng.integers(0, len(overlaps)))]
-        clips = rng.integers(0, len(self.sources[which]) - self.held_out, self.loss.batch)
-        return self.chunks(which, clips, overlap, n, rng)
+        return which, rng.integers(0, len(self.sources[which]) - self.held_out, self.loss.batch), overlap, n
 
     @abstractmethod
     def losses(
@@ -155,7 +159,14 @@ class ChunkStage(Stage):
         self, which: int, clips: np.ndarray, overlap: int, n: int, rng: np.random.Generator | None
     ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
         """Condition and clean latents of the n frames after frame `overlap`; no noise and no choice without `rng`."""
-        worlds = [self._world(which, int(clip), overlap, n, rng) for clip in clips]
+        source = self.sources[which]
+        return self.chunks_of([source.clip(int(clip), rng) for clip in clips], source.key_stride, overlap, n, rng)
+
+    def chunks_of(
+        self, clips: Sequence[Clip], key_stride: int, overlap: int, n: int, rng: np.random.Generator | None
+    ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
+        """See `chunks`."""
+        worlds = [self._world(clip, key_stride, overlap, n, rng) for clip in clips]
         count = min(len(world.references.latents) for world in worlds)
         past, coming = slice(max(0, overlap - self.config.preceding), overlap + 1), slice(overlap + 1, overlap + 1 + n)
         conditions = []
@@ -176,10 +187,8 @@ class ChunkStage(Stage):
         targets = torch.stack([world.latents[coming] for world in worlds])
         return ChunkCondition.cat(conditions).to(self.device), targets.to(self.device)
 
-    def _world(self, which: int, index: int, overlap: int, n: int, rng: np.random.Generator | None) -> _Rollout:
+    def _world(self, clip: Clip, key_stride: int, overlap: int, n: int, rng: np.random.Generator | None) -> _Rollout:
         """The clip as a rollout that has come to frame `overlap` meets it."""
-        source = self.sources[which]
-        clip = source.clip(index, rng)
         h, w = clip.latents.shape[2:]
         grid_cameras, history = clip.cameras.resized((h, w)), clip.held
         if rng is not None:
@@ -188,7 +197,7 @@ class ChunkStage(Stage):
         keys = torch.tensor(sorted({0, *range(overlap, -1, -self.loss.keyframe_stride)}))
         if rng is not None and rng.random() < 0.3:  # worlds that have seen little
             keys = keys[-1:]
-        rows = (keys // source.key_stride).numpy()
+        rows = (keys // key_stride).numpy()
         depth = torch.from_numpy(clip.depth_m[rows].astype(np.float32))
         masks = torch.from_numpy(np.array(clip.masks[rows]))
         sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0

@@ -3,6 +3,9 @@
 Least squares alone teach a denoiser to answer with the mean of all that could be there, which decodes to fog, and fog
 that is written into the memory stays fog. Here squares count in full only where the memory shows something; and a
 critic of latents, shown a frame beside the frame before it and what the memory had of it, pays for being believed.
+
+What was made up once is true from then on. So some batches walk back over what the denoiser has just made up, and it
+learns to leave that as the memory shows it.
 """
 
 from __future__ import annotations
@@ -13,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from mirage_env.codec.wan import to_float
+from mirage_env.codec.wan import to_float, to_uint8
 from mirage_env.denoise.denoiser import RAY_CHANNELS, ChunkCondition
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError
+from mirage_env.training.chunks import Clip
 from mirage_env.training.latents import latents_name
 from mirage_env.training.world import WorldLossConfig, WorldStage
 
@@ -48,6 +52,9 @@ class InventionLossConfig(WorldLossConfig):
     """How far the past of half of the samples is off in contrast (standard deviation of its logarithm) and hue (share
     of the way to another sample's), as a long walk over what was made up will be; invented cells have to come halfway
     back, or errors would add up from chunk to chunk."""
+    returns: float = 0.0
+    """Share of batches that walk back over frames of the denoiser's own: it learns to leave remembered cells as they
+    are, whether true or made up. Nothing else counts in them."""
     critic_width: int = 96
     critic_steps: int = 3
     """Steps of the critic for one of the denoiser's: it is small, and a critic that lags behind teaches nothing."""
@@ -67,6 +74,7 @@ class InventionLossConfig(WorldLossConfig):
             "seen_share",
             "feature_weight",
             "swing",
+            "returns",
         )
         for name in names:
             if getattr(self, name) < 0:
@@ -139,10 +147,59 @@ class InventionStage(WorldStage):
                 values.setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict({**own, "state": values})
 
-    def losses(
-        self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"]], generator: torch.Generator
+    def batch(  # type: ignore[override]
+        self, generator: torch.Generator
+    ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"], bool]:
+        """Also whether it walks back."""
+        rng = np.random.default_rng(generator.initial_seed())
+        which, clips, overlap, n = self.draw(rng)
+        if n > 1 and rng.random() < self.loss.returns:
+            return *self._way_back(which, clips, overlap, n, rng), True
+        return *self.chunks(which, clips, overlap, n, rng), False
+
+    @torch.no_grad()
+    def _way_back(
+        self, which: int, indices: np.ndarray, overlap: int, n: int, rng: np.random.Generator | None
+    ) -> tuple[ChunkCondition, Float[Tensor, "b n c h w"]]:
+        """The chunk that leads back over the n frames after frame `overlap`, which the denoiser has just made."""
+        source = self.sources[which]
+        clips = [source.clip(int(index), rng) for index in indices]
+        condition, clean = self.chunks_of(clips, source.key_stride, overlap, n, rng)
+        noise = (np.random.default_rng(0) if rng is None else rng).standard_normal(clean.shape, dtype=np.float32)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            made = sample(self.model, condition, torch.from_numpy(noise).to(self.device), SamplerConfig(1))
+            pictures = self.codec.to(self.device).decode(made.float()).clamp(-1, 1)
+            made = self.codec.encode(pictures.flatten(0, 1)).unflatten(0, clean.shape[:2])
+        walks = [
+            _there_and_back(clip, overlap, latents, to_uint8(images).numpy())
+            for clip, latents, images in zip(clips, made.float().cpu(), pictures.float().cpu(), strict=True)
+        ]
+        return self.chunks_of(walks, source.key_stride, overlap + n, n - 1, rng)
+
+    def losses(  # type: ignore[override]
+        self, batch: tuple[ChunkCondition, Float[Tensor, "b n c h w"], bool], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        warped, clean = self._swung(*batch, generator)
+        condition, clean, back = batch
+        return self._kept(condition, clean, generator) if back else self._invented(condition, clean, generator)
+
+    def _kept(
+        self, warped: ChunkCondition, before: Float[Tensor, "b n c h w"], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """How far remembered cells are from what they were before."""
+        condition = self.model.refined(warped)
+        noise = torch.randn(before.shape, generator=generator, device=self.device)
+        made = self.denoised(condition, before, noise, torch.ones(len(before), device=self.device))
+        error, refined_error = (self.weighed((x - before) * warped.seen).mean() for x in (made, condition.base))
+        return {
+            "loss": error + 0.5 * refined_error,
+            "kept_error": error.detach(),
+            "kept_error_refined": refined_error.detach(),
+        }
+
+    def _invented(
+        self, warped: ChunkCondition, clean: Float[Tensor, "b n c h w"], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        warped, clean = self._swung(warped, clean, generator)
         condition, loss, seen = self.model.refined(warped), self.loss, warped.seen
         refined_error = self.weighed(condition.base - clean).mean()
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
@@ -216,8 +273,20 @@ class InventionStage(WorldStage):
         return torch.cat([*parts, condition.seen.float(), rays], 2).flatten(0, 1)
 
     def validate(self) -> dict[str, float]:
-        """Also how much detail the invented cells have, over the truth's."""
-        return super().validate() | {"detail_invented": self._detail_invented(16)}
+        """Also how much detail the invented cells have, over the truth's, and the PSNR in dB, on the way back over
+        generated frames, of the cells that are remembered against what they were."""
+        return super().validate() | {"detail_invented": self._detail_invented(16), "psnr_kept": self._psnr_kept(16)}
+
+    def _psnr_kept(self, count: int) -> float:
+        store, cell = self.stores[0], self.codec.spatial_stride
+        clips = np.arange(len(store) - self.held_out, len(store))[:count]
+        condition, before = self._way_back(0, clips, 0, min(8, store.config.frames - 1), None)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            made = sample(self.model, condition, torch.zeros_like(before), SamplerConfig(1))
+            off = (self.codec.decode(made.float()) - self.codec.decode(before)).float().cpu()
+        kept = condition.seen.repeat_interleave(cell, -2).repeat_interleave(cell, -1).cpu()
+        error = (off.square() * kept).sum() / (3 * kept.sum()).clamp_min(1)
+        return float(10 * torch.log10(4 / error.clamp_min(1e-10)))
 
     def _detail_invented(self, count: int) -> float:
         store, cell = self.stores[0], self.codec.spatial_stride
@@ -230,6 +299,18 @@ class InventionStage(WorldStage):
         truth = to_float(torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n]))
         invented = ~condition.seen.repeat_interleave(cell, -2).repeat_interleave(cell, -1).cpu()
         return _detail(pictures, invented) / max(_detail(truth, invented), 1e-12)  # where nothing is invented: 0
+
+
+def _there_and_back(
+    clip: Clip, overlap: int, made: Float[Tensor, "n c h w"], pictures: UInt8[np.ndarray, "n H W 3"]
+) -> Clip:
+    """The clip up to frame `overlap`, what was made after it, and the same frames backwards."""
+    before, there = overlap + 1, overlap + 1 + len(made)
+    order = np.r_[:there, there - 2 : overlap : -1]
+    latents = torch.cat([clip.held[:before], made])[order]
+    rgb = np.concatenate([clip.rgb[:before], pictures])[order]
+    cameras = clip.cameras[torch.from_numpy(order)]
+    return Clip(cameras, latents, latents, clip.depth_m[order], clip.masks[order], rgb, clip.text)
 
 
 def _detail(images: Float[Tensor, "b n 3 H W"], where: Bool[Tensor, "b n 1 H W"]) -> float:

@@ -28,7 +28,7 @@ from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.training.clips import SKY, ClipStore
 from mirage_env.training.codec import CodecLossConfig, CodecStage
-from mirage_env.training.invention import InventionLossConfig, InventionStage
+from mirage_env.training.invention import InventionLossConfig, InventionStage, _there_and_back
 from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
@@ -299,7 +299,9 @@ def test_a_model_walks_the_clips_and_learns_from_it(trained, store):
     load_weights(folder / "finetune.safetensors", Denoiser(DENOISER), "denoiser", codec_hash=codec_hash)
 
 
-INVENTION = InventionLossConfig(batch=2, chunks=(2,), keyframe_stride=2, critic_width=8, critic_first=1, strides=(1, 2))
+INVENTION = InventionLossConfig(
+    batch=2, chunks=(2,), keyframe_stride=2, returns=0.5, critic_width=8, critic_first=1, strides=(1, 2)
+)
 
 
 def invention(store, codec, codec_hash, loss=INVENTION):
@@ -316,7 +318,7 @@ def test_a_denoiser_learns_to_invent_and_goes_on_as_if_never_cut_off(trained, st
             train(invention(store, codec, codec_hash), LOOP, folder / name, stop_after_s=stop_after_s)
         results.append(Denoiser(DENOISER))
         card = load_weights(folder / name / "invention.safetensors", results[-1], "denoiser", codec_hash=codec_hash)
-        assert card["metrics"]["detail_invented"] >= 0
+        assert card["metrics"]["detail_invented"] >= 0 and card["metrics"]["psnr_kept"] > 0
     for one, other in zip(*(result.parameters() for result in results), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(InvalidValueError, match="critic_width and critic_steps must be positive, got 0 and 3"):
@@ -325,12 +327,36 @@ def test_a_denoiser_learns_to_invent_and_goes_on_as_if_never_cut_off(trained, st
         InventionLossConfig(swing=-1.0)
 
 
+def test_a_denoiser_learns_to_leave_what_it_made_up(trained, store):
+    """Back over frames 5 and 4 of its own after three; the targets are what it made, whatever the truth is."""
+    _, codec, codec_hash = trained
+    stage = invention(store, codec, codec_hash, replace(INVENTION, chunks=(3,), returns=1.0, history_noise=0.0))
+    truth = torch.from_numpy(store.array(f"latents-{codec_hash[:12]}")[1].astype(np.float32))
+    clip, made = stage.sources[0].clip(1, None), torch.rand(3, *truth.shape[1:])
+    pictures = np.full((3, *clip.rgb.shape[1:]), 9, np.uint8)
+    walk = _there_and_back(clip, 2, made, pictures)
+    torch.testing.assert_close(walk.latents, torch.cat([truth[:3], made, made[[1, 0]]]))
+    assert walk.latents is walk.held
+    np.testing.assert_array_equal(walk.rgb, np.concatenate([clip.rgb[:3], pictures, pictures[:2]]))
+    for values, whole in ((walk.depth_m, clip.depth_m), (walk.masks, clip.masks)):
+        np.testing.assert_array_equal(values, whole[[0, 1, 2, 3, 4, 5, 4, 3]])
+    torch.testing.assert_close(walk.cameras.world_from_camera[-1], clip.cameras.world_from_camera[3])
+
+    condition, before, back = stage.batch(torch.Generator().manual_seed(3))
+    assert back and before.shape[1] == 2 and condition.seen.any()
+    losses = stage.losses((condition, before, back), torch.Generator().manual_seed(0))
+    assert float(losses["kept_error"].detach()) > 0 and "judgement" not in losses
+    far = torch.where(condition.seen, before, 100.0)  # what is not remembered may be anything
+    again = stage.losses((condition, far, back), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again["kept_error_refined"], losses["kept_error_refined"])
+
+
 def test_critic_and_denoiser_do_not_teach_each_other(trained, store):
     """The critic gets no gradient of the denoiser's loss, which would make it judge kindly, nor the other way round."""
     _, codec, codec_hash = trained
     gradients, critics = [], []
     for share in (0.0, 10.0):
-        stage = invention(store, codec, codec_hash, replace(INVENTION, critic_share=share))
+        stage = invention(store, codec, codec_hash, replace(INVENTION, critic_share=share, returns=0.0))
         before = [p.clone() for p in stage.critic.parameters()]
         batch = stage.batch(torch.Generator().manual_seed(0))
         stage.losses(batch, torch.Generator().manual_seed(0))["loss"].backward()
