@@ -361,19 +361,7 @@ class WorldModel:
         seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
-        if self.preset.anchor:
-            surface = ~(seen.sky | seen.dynamic)
-            seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, self.preset.anchor))
-        if self.preset.draw_depth:
-            limit, lean = self.perception.max_depth_m, self.preset.draw_lean
-            seen = drawn(seen, ~shown.visible, cameras, state.seed, limit, lean)
-
-        keys = torch.arange(len(targets) - 1, -1, -self.preset.keyframe_stride, device=self.device).flip(0)
-        pixels = keys * stride + stride - 1
-        clean = yield Ask("encode", (images[pixels],))
-        chosen = Perceived(seen.depth_m[pixels], seen.sky[pixels], seen.dynamic[pixels])
-        before = state.keyframes[-1].cameras
-        written, memory = self._remember(state.memory, clean, rgb[pixels], chosen, cameras[pixels], before)
+        depth, written, memory = yield from self._written(state, images, rgb, seen, shown, cameras)
 
         visible = shown.visible[stride - 1 :: stride]
         moved = (latents - condition.base[0]).abs().mean(1)[visible]
@@ -389,13 +377,60 @@ class WorldModel:
             drift=float(moved.mean()) if len(moved) else 0.0,
             prompt=state.prompt,
         )
-        return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, shown.visible, cameras), after
+        return Frames(rgb, depth, seen.sky, seen.dynamic, shown.visible, cameras), after
+
+    def _written(
+        self,
+        state: WorldState,
+        images: Float[Tensor, "T 3 H W"],
+        rgb: UInt8[Tensor, "T H W 3"],
+        seen: Perceived,
+        shown: Readout,
+        cameras: Cameras,
+    ) -> Work[tuple[Float[Tensor, "T H W"], LatentFrames, State]]:
+        """Depth where it has settled, the keyframes of a chunk, and the memory with them.
+
+        Keyframes settle one after another, each on what the one before wrote, and then all other frames on theirs: else
+        frames of one chunk would each have a surface of their own where nothing was remembered before it.
+        """
+        stride, every = self.temporal_stride, self.preset.keyframe_stride
+        pixels = torch.arange(len(cameras) - 1, -1, -stride * every, device=self.device).flip(0)
+        clean = yield Ask("encode", (images[pixels],))
+        grid = cameras.resized(self.latent_size)
+        settles = bool(self.preset.anchor) or (self.preset.draw_depth and seen.doubt is not None)
+        at_once = 1 if settles else len(pixels)
+        memory, depth, written = state.memory, seen.depth_m.clone(), [state.keyframes[-1]]
+        for one, latents in zip(pixels.split(at_once), clean.split(at_once), strict=True):
+            there = shown[one] if memory is state.memory else (yield from self._shown(memory, grid[one]))
+            settled = self._settled(seen[one], there, cameras[one], state.seed)
+            frames, memory = self._remember(memory, latents, rgb[one], settled, cameras[one], written[-1].cameras)
+            depth[one] = settled.depth_m
+            written.append(frames)
+        others = torch.ones(len(cameras), dtype=torch.bool, device=self.device)
+        others[pixels] = False
+        if settles and len(pixels) < len(cameras):
+            there = yield from self._shown(memory, grid[others])
+            depth[others] = self._settled(seen[others], there, cameras[others], state.seed).depth_m
+        return depth, LatentFrames.cat(written[1:]), memory
+
+    def _shown(self, memory: State, views: Cameras) -> Work[Readout]:
+        """What the memory shows of some views, at latent resolution."""
+        reading = yield Ask("read", (memory, views))
+        return reading.grid or Readout.blank(views, self.codec.channels)
+
+    def _settled(self, seen: Perceived, shown: Readout, cameras: Cameras, seed: int) -> Perceived:
+        """What was seen, with its depth moved onto what the memory shows, and drawn where it shows nothing."""
+        if self.preset.anchor:
+            surface = ~(seen.sky | seen.dynamic)
+            seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, self.preset.anchor))
+        if self.preset.draw_depth:
+            limit, lean = self.perception.max_depth_m, self.preset.draw_lean
+            seen = drawn(seen, ~shown.visible, cameras, seed, limit, lean)
+        return seen
 
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)
-        views = cameras.resized(self.latent_size)
-        reading = yield Ask("read", (state.memory, views))
-        shown = reading.grid or Readout.blank(views, self.codec.channels)
+        shown = yield from self._shown(state.memory, cameras.resized(self.latent_size))
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
         rgb = (yield Ask("decode", (latents[:, None], latents[:, None][:, :0])))[:, 0]

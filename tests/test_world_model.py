@@ -299,6 +299,31 @@ def test_what_nobody_has_seen_is_as_deep_as_the_seed_says() -> None:
     torch.testing.assert_close(depths(doubting, 1)[unseen], expected[unseen])
 
 
+def test_frames_of_a_chunk_settle_on_what_its_keyframes_wrote() -> None:
+    """A wall where nothing was remembered, seen at another distance in every frame: the first keyframe's is kept."""
+    model = build(keyframe_stride=2, anchor=0.6)
+
+    def unsteady(images, *rest):
+        perceived, nothing = model.perception(images, *rest), torch.zeros(len(images), *SIZE, dtype=torch.bool)
+        distance = torch.tensor([2.0, 2.2, 2.4, 1.9])[: len(images), None, None]
+        return replace(perceived, depth_m=distance.expand(-1, *SIZE).clone(), sky=nothing, dynamic=nothing)
+
+    behind = path(4).world_from_camera.clone()
+    behind[:, :3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 0.0]))[:3]
+    cameras = replace(path(4), world_from_camera=behind)
+    frames, points = {}, {}
+    for anchor in (0.0, 0.6):
+        model.preset = replace(model.preset, anchor=anchor)
+        world = model.with_parts(see=unsteady)
+        _, state = world.begin(scene(), 0)
+        frames[anchor], after = world.advance(state, cameras)
+        points[anchor] = len(after.memory) - len(state.memory)
+        assert len(after.keyframes) == 3 and not frames[anchor].remembered.any()
+    torch.testing.assert_close(frames[0.0].depth_m[:, 5, 5], torch.tensor([2.0, 2.2, 2.4, 1.9]))
+    torch.testing.assert_close(frames[0.6].depth_m, torch.full((4, *SIZE), 2.2))
+    assert 2 * points[0.6] == points[0.0] == SIZE[0] * SIZE[1] // 32
+
+
 class Witness(LatentMemory):
     """Keeps what it was told."""
 

@@ -34,6 +34,10 @@ class Perceived:
     doubt: Float[Tensor, "T H W"] | None = None
     """Expected absolute error of ln(depth), from eyes that know; see `mirage_env.perception.drawn`."""
 
+    def __getitem__(self, pictures: slice | Tensor) -> Perceived:
+        doubt = None if self.doubt is None else self.doubt[pictures]
+        return Perceived(self.depth_m[pictures], self.sky[pictures], self.dynamic[pictures], doubt)
+
 
 @runtime_checkable
 class Perception(Protocol):
