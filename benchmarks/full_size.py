@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mirage_env.cli import parse_size
+from mirage_env.cli.console import parse_size
 from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import READOUT_CHANNELS, Denoiser

@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mirage_env import cli, world_model
+from mirage_env.cli.console import parse_size
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.resources import sha256_of
@@ -130,11 +131,11 @@ def test_help_teaches() -> None:
 
 
 def test_size() -> None:
-    assert cli.parse_size("64") == (64, 64)
-    assert cli.parse_size("96x160") == (96, 160)
+    assert parse_size("64") == (64, 64)
+    assert parse_size("96x160") == (96, 160)
     for bad in ("", "0", "64x", "1x2x3", "-64", "6.4"):
         with pytest.raises(InvalidValueError, match="size must look like 128 or 96x160"):
-            cli.parse_size(bad)
+            parse_size(bad)
 
 
 def test_train_smoke_runs_every_stage_and_gives_weights_that_load(

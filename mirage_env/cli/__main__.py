@@ -1,0 +1,3 @@
+from mirage_env.cli import main
+
+main()
