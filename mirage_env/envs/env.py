@@ -75,6 +75,8 @@ class Episode:
     """By how many steps the running chunk is shorter than others, so that the worlds of a vector stay in phase."""
     trail: tuple[tuple[float, float], ...] = ()
     """The last `TRAIL` places (x, z) of the body, the one now included."""
+    last_action: tuple[float, ...] = (0.0,) * 7
+    """See `observations.View`."""
 
 
 class WalkEnv(gym.Env[Any, Any], EzPickle):
@@ -239,6 +241,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         """What `action` asks for, in metres and radians; raises InvalidValueError for one that makes no sense."""
         return actions.motion_from_action(action, self.action_mode, self.step_m, self.turn_rad)
 
+    def units(self, action: Any) -> actions.Motion:
+        """The same in steps and turns."""
+        return actions.motion_from_action(action, self.action_mode, 1.0, 1.0)
+
     def plan(self, episode: Episode) -> FloorPlan:
         """Where the body can go: by the map, and through what is unknown."""
         return episode.occupancy.plan(through_unknown=True)
@@ -359,6 +365,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             steps=before.steps + 1,
             collisions=before.collisions + (reached != wanted),
             trail=(*before.trail[1 - TRAIL :], (reached.x, reached.z)),
+            last_action=(*self.units(action), float(reached != wanted)),
         )
 
         truncated = self.max_episode_steps is not None and episode.steps >= self.max_episode_steps
@@ -582,8 +589,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             frames=frames,
             occupancy=episode.occupancy,
             new_voxels=episode.occupancy.known_voxels - before.occupancy.known_voxels,
-            stopped=action is not None
-            and all(abs(part) < STOPPED for part in actions.motion_from_action(action, self.action_mode, 1.0, 1.0)),
+            stopped=action is not None and all(abs(part) < STOPPED for part in self.units(action)),
             plan=partial(self.plan, episode),
             options=options,
         )
@@ -598,6 +604,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             chunk_share=len(episode.pending) / self.chunk,
             goal=goal(episode.task, moment) if goal and "goal" in observations.parse_names(self.obs) else None,
             occupancy=episode.occupancy,
+            last_action=episode.last_action,
         )
         return observations.observe(self.obs, view)
 

@@ -45,6 +45,8 @@ class View:
     goal: Float[np.ndarray, "3"] | None
     """Distance (m), cos and sin of the bearing, where the task has a goal."""
     occupancy: Occupancy
+    last_action: tuple[float, ...]
+    """What it asked for, see `Motion`, in units of a step and of a turn; then 1 where not all of it could be done."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ OBSERVATIONS: dict[str, Observation] = {
         lambda at: spaces.Box(0.0, 1.0, (1,), np.float32),
         lambda view: np.array([view.chunk_share], np.float32),
     ),
+    "last_action": Observation(
+        lambda at: spaces.Box(-1.0, 1.0, (7,), np.float32), lambda view: np.array(view.last_action, np.float32)
+    ),
     "goal": Observation(
         lambda at: spaces.Box(np.array([0, -1, -1], np.float32), np.array([FARTHEST_M, 1, 1], np.float32)), _goal
     ),
@@ -130,6 +135,8 @@ OBSERVATIONS: dict[str, Observation] = {
     remembered          uint8 (h, w), 1 where the memory showed a latent cell, 0 where the model invented it
     map                 uint8 (32, 32, 1), 8 x 8 m around the body, ahead is up: 0 not seen, 127 free, 254 solid
     chunk_phase         float32 (1,), steps since the last generated frame over steps a chunk: 0 when it is generated
+    last_action         float32 (7,), right, down, forward, yaw, pitch, roll that the last action asked for, in units of
+                        a step and a turn, and whether it was hindered; zero when an episode begins
     goal                float32 (3,), distance in metres, cos, sin of the bearing to the right; needs a task with a goal
 """
 

@@ -113,6 +113,20 @@ def test_walls_stop_the_body(box_room: MakeEnv) -> None:
     assert [ghost.step([1.0, 0.0, 0.0])[4] for _ in range(8)][-1]["world_from_camera"][2, 3] == pytest.approx(8.0)
 
 
+def test_the_last_action_is_told_and_whether_it_was_hindered(box_room: MakeEnv) -> None:
+    env = box_room(step_m=1.0, turn_deg=30, action_mode="navigation", obs=("rgb", "last_action"))
+    assert not env.reset(seed=0)[0]["last_action"].any()
+    stop, forward, _, right = range(4)
+    assert env.step(right)[0]["last_action"].tolist() == [0, 0, 0, 1, 0, 0, 0]
+    assert env.step(forward)[0]["last_action"].tolist() == [0, 0, 1, 0, 0, 0, 0]
+    here = env.snapshot()
+    for _ in range(8):
+        obs = env.step(forward)[0]
+    assert obs["last_action"].tolist() == [0, 0, 1, 0, 0, 0, 1]
+    assert env.restore(here)[0]["last_action"].tolist() == [0, 0, 1, 0, 0, 0, 0]
+    assert not env.step(stop)[0]["last_action"].any()
+
+
 def test_a_flying_camera_stays_above_the_floor(box_room: MakeEnv) -> None:
     env = box_room(action_mode="free", step_m=1.0, camera_height_m=1.5)
     env.reset(seed=0)

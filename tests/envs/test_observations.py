@@ -38,9 +38,8 @@ def view() -> View:
     remembered = torch.tensor([[[True, False, True], [False, False, True]]])
     frame = Frames(rgb, depth, sky, ~sky, remembered, Cameras(torch.eye(4)[None], torch.eye(3)[None], (16, 24)))
     goal = np.array([2.0, 0.0, 1.0])
-    return View(
-        frame, Pose(x=1.0, yaw=0.5), np.eye(3, dtype=np.float32), LAYOUT.depth_range_m, 0.75, goal, Occupancy.empty(1.2)
-    )
+    place, lens, known = Pose(x=1.0, yaw=0.5), np.eye(3, dtype=np.float32), Occupancy.empty(1.2)
+    return View(frame, place, lens, LAYOUT.depth_range_m, 0.75, goal, known, (0.0, 0.0, 1.0, -0.5, 0.0, 0.0, 1.0))
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)

@@ -18,7 +18,11 @@ from mirage_env.errors import InvalidValueError, SavedWorldError
 from mirage_env.values import StoredValues
 
 MakeEnv = Callable[..., WalkEnv]
-MODEL: dict[str, Any] = {"size": (48, 48), "obs": ("rgb", "depth"), "task": {"explore": 1.0, "point_goal": 0.5}}
+MODEL: dict[str, Any] = {
+    "size": (48, 48),
+    "obs": ("rgb", "depth", "last_action"),
+    "task": {"explore": 1.0, "point_goal": 0.5},
+}
 
 
 class Lottery:
