@@ -74,7 +74,9 @@ def test_everybody_is_examined_in_the_true_world(tmp_path: Path) -> None:
         assert (agent.world.id == "MirageSim-v0") == (method in ("simulator", "blind"))
     learner = agent_config(SMALL, tmp_path, "explore", "simulator", 0)
     assert learner.world.scene_seeds == SMALL.scenes  # the very scenes whose pictures the dreams are made from
-    assert agent_config(SMALL, tmp_path, "explore", "blind", 0).world.kwargs["obs"] == ["chunk_phase"]
+    seeing = replace(SMALL, kwargs=SMALL.kwargs | {"obs": ["rgb"]})
+    for config, left in ((SMALL, "last_action"), (seeing, "chunk_phase")):
+        assert agent_config(config, tmp_path, "explore", "blind", 0).world.kwargs["obs"] == [left]
 
 
 def test_a_proof_goes_on_and_refuses_another_configuration(tmp_path: Path) -> None:
