@@ -339,11 +339,14 @@ def film_cells(config: ProofConfig, folder: Path, episode: int = 0) -> list[Path
 
 
 def _curves(config: ProofConfig, folder: Path) -> str:
-    """Learning curves in the agents' own worlds: a panel a task, a line a method."""
-    panels = []
+    """Learning curves in the agents' own worlds: a panel a task, a line a method, from where every world has ended an
+    episode; before, only those have that were soon successful."""
+    panels, first = [], config.ppo.envs * config.steps
     for task in config.tasks:
         lines = {
-            f"trained in {method}": _mean_curve([folder / task / method / f"seed-{seed}" for seed in config.seeds])
+            f"trained in {method}": _mean_curve(
+                [folder / task / method / f"seed-{seed}" for seed in config.seeds], first
+            )
             for method in LEARNED
             if method in config.methods
         }
@@ -351,12 +354,12 @@ def _curves(config: ProofConfig, folder: Path) -> str:
     return standalone(stacked(panels))
 
 
-def _mean_curve(cells: Sequence[Path]) -> list[tuple[float, float]]:
-    """(steps, return), a mean over the cells that have begun, at the steps that all of them have come to."""
+def _mean_curve(cells: Sequence[Path], first: int) -> list[tuple[float, float]]:
+    """(steps, return) from step `first`, a mean over the cells that have begun, at steps that all have come to."""
     from mirage_env.agents.ppo import curve
 
     begun = [{p["steps"]: p["return"] for p in points} for points in map(curve, cells) if points]
-    common = sorted(set.intersection(*map(set, begun))) if begun else []
+    common = sorted(steps for steps in set.intersection(*map(set, begun)) if steps >= first) if begun else []
     return [(steps, float(np.mean([points[steps] for points in begun]))) for steps in common]
 
 
