@@ -39,7 +39,12 @@ METHODS = {
     "constant": "best constant policy",
     "random": "random",
 }
-LEARNED = ("dream", "simulator", "drafts", "blind")
+LEARNED = {
+    "dream": "trained in dreams",
+    "simulator": "trained in the simulator",
+    "drafts": "trained in drafts",
+    "blind": "trained without eyes",
+}
 SCRIPTED = ("explorer", "constant")
 """They draw nothing: the first seed says it all."""
 SHEET_MOMENTS = 6
@@ -327,7 +332,7 @@ def film_cells(config: ProofConfig, folder: Path, episode: int = 0) -> list[Path
             with whole_file(paths[-1]) as partial:
                 write_video(partial, frames, fps=5.0)
             moments = np.linspace(0, len(frames) - 1, SHEET_MOMENTS).round().astype(int)
-            label = f"trained: {method}" if method in LEARNED else method
+            label = LEARNED.get(method, method)
             strips.append(Strip(label, f"{METRIC[task]} {scores[METRIC[task]]:.3g}", frames[moments]))
         if strips:
             about = f"one held-out scene, {SHEET_MOMENTS} moments from start to end"
@@ -343,13 +348,8 @@ def _curves(config: ProofConfig, folder: Path) -> str:
     episode; before, only those have that were soon successful."""
     panels, first = [], config.ppo.envs * config.steps
     for task in config.tasks:
-        lines = {
-            f"trained in {method}": _mean_curve(
-                [folder / task / method / f"seed-{seed}" for seed in config.seeds], first
-            )
-            for method in LEARNED
-            if method in config.methods
-        }
+        cells = {method: [folder / task / method / f"seed-{seed}" for seed in config.seeds] for method in LEARNED}
+        lines = {LEARNED[x]: _mean_curve(cells[x], first) for x in LEARNED if x in config.methods}
         panels.append(point_chart(lines, "steps of training", f"{task}: mean return"))
     return standalone(stacked(panels))
 

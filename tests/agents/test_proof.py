@@ -52,7 +52,7 @@ def test_a_curve_is_the_mean_of_the_seeds_as_far_as_all_have_come(tmp_path: Path
     write_report(config, tmp_path)
     picture = ElementTree.fromstring((tmp_path / "curves.svg").read_text("utf-8"))
     assert len(picture.findall(".//{*}polyline")) == 1 and len(picture.findall(".//{*}circle")) == 2
-    assert [text.text for text in picture.findall(".//{*}text[@style]")] == ["trained in dream: 4.00"]
+    assert [text.text for text in picture.findall(".//{*}text[@style]")] == ["trained in dreams: 4.00"]
 
 
 def test_seeds_are_drawn_for_each_method_and_episodes_for_all_alike() -> None:
