@@ -52,7 +52,7 @@ from mirage_env.memory.protocol import (
 )
 from mirage_env.memory.recall import recall
 from mirage_env.perception.composed import ComposedConfig
-from mirage_env.perception.drawn import drawn
+from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, draw_features, drawn, noise, to_draw
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
@@ -63,9 +63,12 @@ from mirage_env.weights.offload import Offload, offload
 
 Part = TypeVar("Part", bound=nn.Module)
 T = TypeVar("T")
-_PARTS = ("codec", "perception", "denoiser")
+_PARTS = ("codec", "perception", "denoiser", "drawer")
 _BEGUN_BYTES = 64 * 2**20
 """How many first frames, with what is remembered of them, a model keeps for the next reset."""
+DOUBTS = 3.0
+"""So many times their doubt eyes may be off: one time in twenty by more, if errors are Laplace's. Else what was made up
+far away would be taken for the wall that fog looks like as soon as one looks again."""
 _PIXELS_AT_ONCE = 1 << 17
 """How much of several worlds goes through a network at once, on a CPU: more does not fit its cache and costs more."""
 
@@ -94,12 +97,10 @@ class Preset:
     max_keyframes: int = 64
     """How many past keyframes stay at hand as references; the oldest go first."""
     anchor: float = 0.0
-    """How far (natural logarithm of depth) what is seen may lie from the remembered surface and still be moved onto it;
-    0 leaves it where it is seen. See `anchored`."""
-    draw_depth: bool = True
-    """Where nothing is remembered, draw depth as far off as eyes with a `doubt` say that it may be; see `drawn`."""
-    draw_lean: float = 0.0
-    """How many standard deviations farther than perceived such depth is on average."""
+    """How far (natural logarithm of depth) what is seen may lie from the remembered surface and still be moved onto it,
+    `DOUBTS` of the eyes' doubt beside; 0 leaves it where it is seen. See `anchored`."""
+    drawer: DrawerConfig | None = None
+    """Draws depth where nothing is remembered, given eyes that tell their doubt; None leaves it as perceived."""
 
     def __post_init__(self) -> None:
         if self.codec.channels != self.denoiser.channels:
@@ -111,8 +112,6 @@ class Preset:
             raise InvalidValueError("keyframe_stride and max_keyframes must be at least 1")
         if not self.anchor >= 0:
             raise InvalidValueError(f"anchor must not be negative, got {self.anchor}")
-        if not math.isfinite(self.draw_lean):
-            raise InvalidValueError(f"draw_lean must be finite, got {self.draw_lean}")
         if not self.denoiser.memory_layers and not self.sampler.replace:
             raise InvalidValueError("without memory_layers the memory comes in through sampler.replace; set it above 0")
         if self.adapter is not None and self.sampler.replace:
@@ -178,7 +177,7 @@ class WorldState:
 class Ask(NamedTuple):
     """One read of the memory or one pass of a network that a world needs before it can go on."""
 
-    part: Literal["read", "encode", "decode", "denoise", "see"]
+    part: Literal["read", "encode", "decode", "denoise", "see", "draw"]
     inputs: tuple[Any, ...]
 
 
@@ -204,6 +203,7 @@ class WorldModel:
         weights: dict[str, str] | None = None,
         memory: Memory | None = None,
         text: PromptEncoder | None = None,
+        drawer: DepthDrawer | None = None,
     ):
         self.preset, self.size, self.device = preset, size, torch.device(device)
         check_stride(size, codec.spatial_stride * denoiser.config.patch_size)
@@ -214,6 +214,7 @@ class WorldModel:
         if isinstance(perception, TinyPerception):
             self.perception = _for_inference(perception, resident, self.device)
         self.denoiser = _for_inference(denoiser, resident, self.device)
+        self.drawer = None if drawer is None else _for_inference(drawer, self.device, self.device)
         if preset.offload != "none":
             self.codec.mean, self.codec.std = codec.mean.to(self.device), codec.std.to(self.device)
             eyes = list(perception.children()) if isinstance(perception, nn.Module) else []
@@ -229,6 +230,7 @@ class WorldModel:
             "decode": lambda latents, overlap: to_uint8(self.codec.decode_after(overlap, latents)),
             "denoise": lambda noise, condition: sample(self.denoiser, condition, noise, self.preset.sampler),
             "see": lambda *inputs: self.perception(*inputs),
+            "draw": lambda inputs: self.drawer(inputs),  # type: ignore[misc]  # asked for only where there is one
         }
         """What answers each `Ask`, by the name of its part."""
         self._alike: dict[Any, bool] = {}
@@ -397,12 +399,12 @@ class WorldModel:
         pixels = torch.arange(len(cameras) - 1, -1, -stride * every, device=self.device).flip(0)
         clean = yield Ask("encode", (images[pixels],))
         grid = cameras.resized(self.latent_size)
-        settles = bool(self.preset.anchor) or (self.preset.draw_depth and seen.doubt is not None)
+        settles = bool(self.preset.anchor) or (self.drawer is not None and seen.doubt is not None)
         at_once = 1 if settles else len(pixels)
         memory, depth, written = state.memory, seen.depth_m.clone(), [state.keyframes[-1]]
         for one, latents in zip(pixels.split(at_once), clean.split(at_once), strict=True):
             there = shown[one] if memory is state.memory else (yield from self._shown(memory, grid[one]))
-            settled = self._settled(seen[one], there, cameras[one], state.seed)
+            settled = yield from self._settled(seen[one], there, cameras[one], state)
             frames, memory = self._remember(memory, latents, rgb[one], settled, cameras[one], written[-1].cameras)
             depth[one] = settled.depth_m
             written.append(frames)
@@ -410,7 +412,7 @@ class WorldModel:
         others[pixels] = False
         if settles and len(pixels) < len(cameras):
             there = yield from self._shown(memory, grid[others])
-            depth[others] = self._settled(seen[others], there, cameras[others], state.seed).depth_m
+            depth[others] = (yield from self._settled(seen[others], there, cameras[others], state)).depth_m
         return depth, LatentFrames.cat(written[1:]), memory
 
     def _shown(self, memory: State, views: Cameras) -> Work[Readout]:
@@ -418,15 +420,19 @@ class WorldModel:
         reading = yield Ask("read", (memory, views))
         return reading.grid or Readout.blank(views, self.codec.channels)
 
-    def _settled(self, seen: Perceived, shown: Readout, cameras: Cameras, seed: int) -> Perceived:
+    def _settled(self, seen: Perceived, shown: Readout, cameras: Cameras, state: WorldState) -> Work[Perceived]:
         """What was seen, with its depth moved onto what the memory shows, and drawn where it shows nothing."""
         if self.preset.anchor:
-            surface = ~(seen.sky | seen.dynamic)
-            seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, self.preset.anchor))
-        if self.preset.draw_depth:
-            limit, lean = self.perception.max_depth_m, self.preset.draw_lean
-            seen = drawn(seen, ~shown.visible, cameras, seed, limit, lean)
-        return seen
+            surface, off = ~(seen.sky | seen.dynamic), 0.0 if seen.doubt is None else DOUBTS * seen.doubt
+            limit = torch.as_tensor(self.preset.anchor + off, device=self.device).expand_as(seen.depth_m)
+            seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, limit))
+        cells = to_draw(shown.visible)
+        if self.drawer is None or seen.doubt is None or not bool(cells.any()):
+            return seen
+        features, places = draw_features(seen, shown.visible, shown.depth_m, cameras, state.floor_y)
+        inputs = torch.cat([features, noise(places, [state.seed] * len(cameras))], 1)
+        off = yield Ask("draw", (inputs,))
+        return drawn(seen, cells, off, self.perception.max_depth_m)
 
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)
@@ -674,7 +680,8 @@ def _load_world(preset: str, size: tuple[int, int], device: str, weights: str | 
     folder = find(weights or config.weights or Path(preset).stem)
     if is_diffusers(folder):
         return _load_released(config, folder, size, place)
-    files = {part: folder / f"{part}.safetensors" for part in _PARTS}
+    parts = [part for part in _PARTS if part != "drawer" or config.drawer is not None]
+    files = {part: folder / f"{part}.safetensors" for part in parts}
     codec, denoiser = WanCodec(config.codec), Denoiser(config.denoiser)
     load_weights(files["codec"], codec, "codec")
     hashes = {part: sha256_of(path) for part, path in files.items() if path.exists()}
@@ -685,7 +692,11 @@ def _load_world(preset: str, size: tuple[int, int], device: str, weights: str | 
     else:
         perception = config.perception.load(place, weight_dtype(place))
     load_weights(files["denoiser"], denoiser, "denoiser", codec_hash=hashes["codec"])
-    model = WorldModel(config, codec, perception, denoiser, size, device, hashes)
+    drawer = None
+    if config.drawer is not None and "drawer" in hashes:  # a training that has not come so far has none
+        drawer = DepthDrawer(config.drawer)
+        load_weights(files["drawer"], drawer, "drawer")
+    model = WorldModel(config, codec, perception, denoiser, size, device, hashes, drawer=drawer)
     if isinstance(model.memory, nn.Module):
         path = folder / "memory.safetensors"
         load_weights(path, model.memory, "memory", codec_hash=hashes["codec"])

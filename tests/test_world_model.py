@@ -14,6 +14,7 @@ from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig
+from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, to_draw
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.types import Cameras, SceneSpec
 from mirage_env.world_model import Preset, WorldModel, generate, resolve_device
@@ -271,32 +272,59 @@ def test_a_model_with_other_eyes_does_not_begin_with_what_the_first_one_saw() ->
     torch.testing.assert_close(model.with_parts(see=farther).begin(scene(), 0)[0].depth_m, 2 * seen)
 
 
+def doubtful(model: WorldModel, doubt: float = 0.4):
+    """What the model's eyes see, and that they may be wrong."""
+
+    def see(*inputs):
+        perceived = model.perception(*inputs)
+        return replace(perceived, doubt=torch.full_like(perceived.depth_m, doubt))
+
+    return see
+
+
 def test_what_nobody_has_seen_is_as_deep_as_the_seed_says() -> None:
     model = build()
-
-    def doubtful(*inputs):
-        perceived = model.perception(*inputs)
-        return replace(perceived, doubt=torch.full_like(perceived.depth_m, 0.4))
 
     def depths(model: WorldModel, seed: int) -> torch.Tensor:
         _, state = model.begin(scene(), seed)
         aside = path(1).world_from_camera.clone()
         aside[0, :3, :3] = torch.tensor([[0.8, 0.0, 0.6], [0.0, 1.0, 0.0], [-0.6, 0.0, 0.8]])
         frames, _ = model.advance(state, replace(path(1), world_from_camera=aside))
-        depth, shown = frames.depth_m[0], frames.remembered[0]
-        cells = depth.unflatten(0, (shown.shape[0], -1)).unflatten(2, (shown.shape[1], -1)).mean((1, 3))
-        return torch.where(shown, torch.nan, cells)
+        depth, cells = frames.depth_m[0], to_draw(frames.remembered)[0]
+        means = depth.unflatten(0, (cells.shape[0], -1)).unflatten(2, (cells.shape[1], -1)).mean((1, 3))
+        return torch.where(cells, means, torch.nan)
 
-    doubting = model.with_parts(see=doubtful, denoise=lambda *inputs: inputs[1].base)
-    sure = model.with_parts(denoise=lambda *inputs: inputs[1].base)
-    expected, one, other = depths(sure, 0), depths(doubting, 1), depths(doubting, 2)
+    sure = model.with_parts(denoise=lambda *inputs: inputs[1].base, see=doubtful(model))
+    torch.manual_seed(0)
+    drawing = sure.with_parts()
+    drawing.drawer = DepthDrawer(DrawerConfig(width=8, blocks=1)).eval()
+    torch.nn.init.normal_(drawing.drawer.head.weight)
+    drawing.parts["draw"] = drawing.drawer
+    expected, one, other = depths(sure, 0), depths(drawing, 1), depths(drawing, 2)
     unseen = expected.isfinite()
-    assert unseen.any() and torch.equal(one[unseen], depths(doubting, 1)[unseen])
+    assert unseen.any() and torch.equal(one[unseen], depths(drawing, 1)[unseen])
     for drawn_depth in (one, other):
         assert ((drawn_depth / expected).log().abs()[unseen] > 0.01).float().mean() > 0.5
     assert not torch.allclose(one[unseen], other[unseen])
-    doubting.preset = replace(doubting.preset, draw_depth=False)
-    torch.testing.assert_close(depths(doubting, 1)[unseen], expected[unseen])
+
+
+def test_eyes_that_doubt_leave_it_to_the_memory_how_deep_a_remembered_place_is() -> None:
+    """What was far is seen near: unsure eyes are overruled, sure ones have found something new."""
+
+    def seen_again(doubt: float) -> torch.Tensor:
+        model = build(anchor=0.6)
+        first, state = model.begin(scene(), 0)
+        near = doubtful(model, doubt)
+
+        def see(*inputs):
+            perceived = near(*inputs)
+            nothing = torch.zeros(1, *SIZE, dtype=torch.bool)
+            return replace(perceived, depth_m=first.depth_m / 5, sky=nothing, dynamic=nothing)
+
+        again = model.with_parts(denoise=lambda *inputs: inputs[1].base, see=see).advance(state, path(1)[:1])[0]
+        return (again.depth_m / first.depth_m).log()[0][8:-8, 8:-8].median()
+
+    assert seen_again(0.6) > -0.3 and seen_again(0.05) < -1.0
 
 
 def test_frames_of_a_chunk_settle_on_what_its_keyframes_wrote() -> None:

@@ -39,12 +39,12 @@ def align_log_scale(
 
 
 def anchored(
-    depth_m: Float[Tensor, "T H W"], valid: Bool[Tensor, "T H W"], shown: Readout, limit: float
+    depth_m: Float[Tensor, "T H W"], valid: Bool[Tensor, "T H W"], shown: Readout, limit: Float[Tensor, "T H W"]
 ) -> Float[Tensor, "T H W"]:
     """Depth moved onto the surfaces that the memory shows to the same cameras.
 
-    In every cell whose remembered point lies on a valid pixel, no farther from it than `limit` (a difference of natural
-    logarithms: beyond it there is another surface), the correction is that difference. A cell that shows nothing takes
+    In every cell whose remembered point lies on a valid pixel, no farther from it than its `limit` (a difference of
+    natural logarithms: beyond it there is another surface), the correction is that difference. A cell that shows nothing takes
     the mean of such cells around it, and all others have none. Between the centres of cells it is interpolated.
     """
     (height, width), (h, w) = depth_m.shape[1:], shown.visible.shape[1:]
@@ -53,7 +53,7 @@ def anchored(
     frame = torch.arange(len(depth_m), device=depth_m.device)[:, None, None]
     pixel = frame, y.long().clamp(0, height - 1), x.long().clamp(0, width - 1)
     off = shown.depth_m.log() - depth_m[pixel].log()
-    known = shown.visible & (shown.depth_m < SKY_M / 2) & valid[pixel] & (off.abs() <= limit)
+    known = shown.visible & (shown.depth_m < SKY_M / 2) & valid[pixel] & (off.abs() <= limit[pixel])
     correction = torch.where(known, off, 0.0)[:, None]
     around = F.avg_pool2d(correction, 3, 1, 1) / F.avg_pool2d(known.float()[:, None], 3, 1, 1).clamp_min(0.1)
     correction = torch.where(shown.visible[:, None], correction, around)

@@ -1,69 +1,146 @@
 """Depth of what nobody has seen: drawn, not averaged.
 
 Where a picture was made up the most likely depth is that of a wall at a middling distance, in every direction: a cave.
-True places are nearer here and go on there. So a world draws: eyes tell how far off their depth may be, and a smooth
-field, fixed in the world by its seed, says which way. The memory keeps what was drawn, as it keeps all else.
-
-Draws lean farther: a wall once drawn stays, while an opening is drawn again with every step toward it, and may close.
+True places are nearer here and go on there. So a small network draws. Told what the eyes think and how unsure they are,
+what the memory shows around, and a noise that the world's seed fixes in space, it says how deep every cell is: near and
+far as often as true places are. The memory keeps what was drawn, as it keeps all else.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirage_env.geometry.projection import backproject
-from mirage_env.perception.tiny import Perceived
+from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.projection import backproject, camera_rays
+from mirage_env.perception.tiny import Block, Perceived, floor_nearness
 from mirage_env.types import Cameras
 
+FAR_M = 20.0
+"""What lies farther counts as this far: the sky behind a window is an opening like any other."""
+LENGTHS_M = ((6.0, 16.0), (3.0, 8.0), (3.0, 8.0), (1.5, 4.0), (1.5, 4.0), (0.7, 2.0))
+"""Wavelengths in each channel of noise: from a house to a piece of furniture."""
 WAVES = 8
-LENGTHS_M = (2.0, 8.0)
-"""Wavelengths: from a doorway and its wall to a room and the next."""
+FEATURES = ("perceived", "doubt", "memory", "shown", "unseen", "floor", "ray_x", "ray_y", "down")
+"""Channels beside the noise: ln metres, ln, ln metres, 0 or 1 twice, ln metres, and the viewing ray with its slope."""
+BLEND = 0.1
+"""Draws of neighbouring cells blend by at most this much (ln metres). Where they differ by more there is an edge, and
+a slope across it would be a wall that nobody drew."""
 
 
-def drawn(
+@dataclass(frozen=True)
+class DrawerConfig:
+    """A U-Net of two levels over latent cells."""
+
+    width: int = 64
+    blocks: int = 2
+    """Residual blocks on either side of the coarse level, which has one more."""
+
+    def __post_init__(self) -> None:
+        if self.width < 8 or self.width % 8 or self.blocks < 1:
+            raise InvalidValueError(f"need blocks and a width in multiples of 8, got {self.blocks} and {self.width}")
+
+
+class DepthDrawer(nn.Module):
+    """From `draw_inputs` to ln(depth / what the eyes think) in every cell."""
+
+    def __init__(self, config: DrawerConfig):
+        super().__init__()
+        self.config, width = config, config.width
+        self.stem = nn.Conv2d(len(FEATURES) + len(LENGTHS_M), width, 3, padding=1)
+        self.encoder, self.decoder = (
+            nn.Sequential(*(Block(width) for _ in range(config.blocks))) for _ in range(2)
+        )
+        self.down, self.up = nn.Conv2d(width, width, 2, 2), nn.Conv2d(width, width, 1)
+        self.middle = nn.Sequential(*(Block(width) for _ in range(config.blocks + 1)))
+        self.head = nn.Conv2d(width, 1, 3, padding=1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Float[Tensor, "T k h w"]) -> Float[Tensor, "T h w"]:
+        x = self.encoder(self.stem(inputs))
+        height, width = x.shape[-2:]
+        middle = self.up(self.middle(self.down(F.pad(x, (0, width % 2, 0, height % 2)))))
+        x = x + F.interpolate(middle, scale_factor=2.0, mode="nearest")[..., :height, :width]
+        return self.head(self.decoder(x))[:, 0].float()
+
+
+def to_draw(visible: Bool[Tensor, "T h w"]) -> Bool[Tensor, "T h w"]:
+    """Cells that the memory does not show, but for holes of one or two between those that it does: they belong to the
+    surface around them."""
+    around = F.max_pool2d(visible.float()[:, None], 3, 1, 1)
+    return F.max_pool2d(-around, 3, 1, 1)[:, 0] == 0
+
+
+def draw_features(
     seen: Perceived,
-    unseen: Bool[Tensor, "T h w"],
+    visible: Bool[Tensor, "T h w"],
+    shown_m: Float[Tensor, "T h w"],
     cameras: Cameras,
-    seed: int,
-    max_depth_m: float,
-    lean: float = 0.0,
-) -> Perceived:
-    """What was seen, with its depth d as d exp(s (u + lean)) in cells that the memory does not show, but for holes of
-    one or two cells between those that it does: they belong to the surface around them.
+    floor_y: float,
+) -> tuple[Float[Tensor, "T k h w"], Float[Tensor, "T 2 h w"]]:
+    """The channels `FEATURES`, and where on the floor (x, z) what the eyes think lies, for the noise.
 
-    u is a field of mean 0 and variance 1 over the floor, taken where the most likely depth lies, so that frames agree;
-    s makes the mean absolute error of ln d the eyes' doubt where nothing leans. `cameras` are at pixel resolution.
+    `visible` and `shown_m` are what the memory shows, metres; `cameras` are at pixel resolution. Needs eyes that tell
+    their doubt.
     """
-    if seen.doubt is None:
-        return seen
-    around = F.max_pool2d((~unseen).float()[:, None], 3, 1, 1)
-    unseen = F.max_pool2d(-around, 3, 1, 1)[:, 0] == 0
-    if not bool(unseen.any()):
-        return seen
-    size = unseen.shape[1], unseen.shape[2]
-    coarse = F.interpolate(seen.depth_m[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-    places = backproject(coarse, cameras.resized(size))[..., ::2]
-    waves, phases = (x.to(places.device) for x in _field(seed))
-    field = math.sqrt(2 / WAVES) * torch.cos(places @ waves + phases).sum(-1).nan_to_num(0.0)
-    # One value a cell: a surface stays one, where a slope inside a cell would be an edge that the memory leaves out.
-    field = F.interpolate(((field + lean) * unseen)[:, None], size=seen.depth_m.shape[1:], mode="nearest")[:, 0]
-    spread = math.sqrt(math.pi / 2) * seen.doubt  # of a normal distribution, from its mean absolute deviation
-    return replace(seen, depth_m=(seen.depth_m * (spread * field).exp()).clamp(max=max_depth_m))
+    assert seen.doubt is not None
+    size = (visible.shape[1], visible.shape[2])
+    grid = cameras.resized(size)
+    rays = camera_rays(grid)
+
+    def coarse(values: Float[Tensor, "T H W"]) -> Float[Tensor, "T h w"]:
+        return F.interpolate(values[:, None].float(), size=size, mode="bilinear", antialias=True)[:, 0]
+
+    perceived = coarse(seen.depth_m.clamp(max=FAR_M).log())
+    features = [
+        perceived,
+        coarse(seen.doubt).clamp_min(1e-3).log(),
+        torch.where(visible, shown_m.clamp(0.05, FAR_M).log(), 0.0),
+        visible.float(),
+        to_draw(visible).float(),
+        -floor_nearness(grid, rays, floor_y).clamp_min(1 / FAR_M).log(),
+        rays[..., 0],
+        rays[..., 1],
+        torch.einsum("tj,thwj->thw", cameras.world_from_camera[:, 1, :3], rays),
+    ]
+    return torch.stack(features, 1), backproject(perceived.exp(), grid)[..., ::2].permute(0, 3, 1, 2)
+
+
+def noise(places: Float[Tensor, "T 2 h w"], seeds: Sequence[int]) -> Float[Tensor, "T k h w"]:
+    """Fields of mean 0 and variance 1 over the floor, one a channel, that the seed of each frame fixes in the world: so
+    frames that see one place get one noise for it."""
+    waves, phases = (torch.stack(x).to(places.device) for x in zip(*map(_field, seeds), strict=True))
+    angles = torch.einsum("tkjc,tchw->tkjhw", waves, places) + phases[..., None, None]
+    return math.sqrt(2 / WAVES) * angles.cos().sum(2)
 
 
 @lru_cache(maxsize=1024)
-def _field(seed: int) -> tuple[Float[Tensor, "2 k"], Float[Tensor, " k"]]:
+def _field(seed: int) -> tuple[Float[Tensor, "k j 2"], Float[Tensor, "k j"]]:
     """Waves over the floor (radians a metre, along x and z), and where each begins."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
-    heading, phase = rng.uniform(0, 2 * math.pi, (2, WAVES))
-    number = 2 * math.pi / np.exp(rng.uniform(math.log(LENGTHS_M[0]), math.log(LENGTHS_M[1]), WAVES))
-    waves = np.stack([number * np.cos(heading), number * np.sin(heading)])
+    heading, phase = rng.uniform(0, 2 * math.pi, (2, len(LENGTHS_M), WAVES))
+    shortest, longest = np.log(LENGTHS_M).T[:, :, None]
+    number = 2 * math.pi / np.exp(rng.uniform(shortest, longest, heading.shape))
+    waves = np.stack([number * np.cos(heading), number * np.sin(heading)], -1)
     return torch.from_numpy(waves.astype(np.float32)), torch.from_numpy(phase.astype(np.float32))
+
+
+def drawn(
+    seen: Perceived, cells: Bool[Tensor, "T h w"], off: Float[Tensor, "T h w"], max_depth_m: float
+) -> Perceived:
+    """What was seen, with its depth d as d exp(off) in `cells`, which leave all others as they are."""
+    off, size = (off * cells)[:, None], seen.depth_m.shape[1:]
+    nearest = F.interpolate(off, size=size, mode="nearest")
+    blended = F.interpolate(off, size=size, mode="bilinear")
+    inside = F.interpolate(cells[:, None].float(), size=size, mode="nearest")
+    factor = ((nearest + (blended - nearest).clamp(-BLEND, BLEND)) * inside)[:, 0].exp()
+    return replace(seen, depth_m=(seen.depth_m * factor).clamp(max=max_depth_m))

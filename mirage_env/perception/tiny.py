@@ -79,7 +79,9 @@ class PerceptionConfig:
             raise InvalidValueError(f"widths must be multiples of 8, got {self.widths}")
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Two convolutions beside the way straight on."""
+
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.GroupNorm(8, width)
@@ -103,8 +105,8 @@ class TinyPerception(nn.Module):
         self.stem = nn.Conv2d(4 * INPUT_CHANNELS, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
-        self.encoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths)
-        self.decoder = nn.ModuleList(nn.Sequential(*(_Block(w) for _ in range(config.blocks))) for w in widths[:-1])
+        self.encoder = nn.ModuleList(nn.Sequential(*(Block(w) for _ in range(config.blocks))) for w in widths)
+        self.decoder = nn.ModuleList(nn.Sequential(*(Block(w) for _ in range(config.blocks))) for w in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * (3 + config.doubt), 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
@@ -154,14 +156,20 @@ def perception_inputs(
 ) -> Float[Tensor, "T 8 H W"]:
     """The network's channels. Nearness is 1 / metres, 0 for nothing; `floor_y` is one height, or one a frame (T,)."""
     rays = camera_rays(cameras)
-    rotation, centre = cameras.world_from_camera[:, :3, :3], cameras.world_from_camera[:, :3, 3]
-    down = torch.einsum("tj,thwj->thw", rotation[:, 1], rays)
-    height = torch.as_tensor(floor_y, dtype=centre.dtype, device=centre.device) - centre[:, 1]
-    floor = (down / height.clamp_min(0.1)[:, None, None]).clamp(0.0, 4.0)
+    floor = floor_nearness(cameras, rays, floor_y)
     seen = (memory_depth_m > 0).float()
     memory = torch.stack([seen / memory_depth_m.clamp_min(0.25), seen], 1)
     memory = F.interpolate(memory, size=images.shape[-2:], mode="nearest")
     return torch.cat([images, rays[..., :2].permute(0, 3, 1, 2), floor[:, None], memory], 1).to(images.dtype)
+
+
+def floor_nearness(
+    cameras: Cameras, rays: Float[Tensor, "T H W 3"], floor_y: float | Tensor
+) -> Float[Tensor, "T H W"]:
+    """1 / z-depth of the floor plane along every ray, in 1 / metres; 0 above the horizon."""
+    height = torch.as_tensor(floor_y, dtype=rays.dtype, device=rays.device) - cameras.world_from_camera[:, 1, 3]
+    down = torch.einsum("tj,thwj->thw", cameras.world_from_camera[:, 1, :3], rays)
+    return (down / height.clamp_min(0.1)[:, None, None]).clamp(0.0, 4.0)
 
 
 def mirror(inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T 8 H W"]:

@@ -2,7 +2,7 @@
 
 render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
 and is fine-tuned on its own walks; then it learns to invent, against a critic; last perception learns to see what it
-makes. In place of joint training a recipe may have the paper's stages: a backbone without memory, the branch on the
+makes, and the drawer how deep places may be that nobody has seen. In place of joint training a recipe may have the paper's stages: a backbone without memory, the branch on the
 frozen backbone, LoRA with the branch.
 """
 
@@ -35,6 +35,7 @@ from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
+from mirage_env.training.drawer import DrawerLossConfig, DrawerStage, find_unseen
 from mirage_env.training.full_size import AdapterRecipe, adapter_stage
 from mirage_env.training.invention import InventionLossConfig, InventionStage
 from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     "render", "codec", "perception", "latents", "refiner", "backbone", "branch", "lora",
-    "denoiser", "walks", "finetune", "invention", "glimpses", "sight",
+    "denoiser", "walks", "finetune", "invention", "glimpses", "sight", "unseen", "drawer",
 )  # fmt: skip
 """In their order; a recipe has those that it has a YAML for, and what they need."""
 _GOES_ON_FROM = {
@@ -63,9 +64,10 @@ _GOES_ON_FROM = {
     "branch": ("backbone",),
     "lora": ("branch",),
     "sight": ("invention", "finetune", "denoiser"),
+    "drawer": ("sight",),
 }
 """The first of them that a recipe has."""
-_MADE_FOR = {"walks": "finetune", "glimpses": "sight"}
+_MADE_FOR = {"walks": "finetune", "glimpses": "sight", "unseen": "drawer"}
 """What is worked out for one stage alone."""
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
@@ -121,6 +123,13 @@ class SightTraining(PerceptionTraining):
 
 
 @dataclass(frozen=True)
+class DrawerTraining(Training):
+    """Learns on the walks of the stage `sight`, with the eyes that came out of it."""
+
+    loss: DrawerLossConfig = field(default_factory=DrawerLossConfig)
+
+
+@dataclass(frozen=True)
 class LoraTraining(WorldTraining):
     """Goes on from the branch's weights."""
 
@@ -157,6 +166,7 @@ class Recipe:
     lora: LoraTraining | None = None
     invention: InventionTraining | None = None
     sight: SightTraining | None = None
+    drawer: DrawerTraining | None = None
 
     def __post_init__(self) -> None:
         for stage, before in _GOES_ON_FROM.items():
@@ -251,23 +261,27 @@ def _prepare(stage: str, recipe: Recipe, preset: Preset, folder: Path, device: s
             render_clips(folder / f"clips-{i}", config, report=counted)
         return
     stores, (codec, codec_hash) = _stores(recipe, folder), _codec(preset, folder)
-    perception, perception_hash = _perception(preset, folder)
+    perception, perception_hash = _perception(preset, folder, "sight" if stage == "unseen" else "perception")
     if stage == "latents":
         for store in stores:
             encode_latents(store, codec, codec_hash, counted, device)
             predict_depth(store, perception, perception_hash, codec.spatial_stride, counted, device)
         return
-    denoiser, denoiser_hash = _denoiser(preset, folder / f"{recipe.before(_MADE_FOR[stage])}.safetensors")
+    walked_by = recipe.before("sight" if stage == "unseen" else _MADE_FOR[stage])
+    denoiser, denoiser_hash = _denoiser(preset, folder / f"{walked_by}.safetensors")
     memory = _memory(preset, folder, codec)
     for store in stores:
         model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory)
         if stage == "walks":
             assert recipe.finetune is not None
             walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
-        else:
-            plan = recipe.sight
-            assert plan is not None
+            continue
+        plan = recipe.sight
+        assert plan is not None
+        if stage == "glimpses":
             glimpse_clips(store, model, denoiser_hash, plan.clips, plan.strides, plan.chunks, counted)
+        else:
+            find_unseen(store, model, perception_hash, denoiser_hash, plan.strides, plan.chunks, counted)
 
 
 def _learn(
@@ -295,6 +309,11 @@ def _learn(
     elif stage == "sight":
         start_eyes, made_by = _perception(preset, folder)[0], folder / f"{recipe.before(stage)}.safetensors"
         job = SightStage(start_eyes, training.loss, stores, sha256_of(made_by), training.strides, device=place)
+    elif stage == "drawer":
+        if preset.drawer is None:
+            raise InvalidValueError(f"preset {recipe.data.preset} has no drawer to train; add drawer: {{width: 64}}")
+        made_by, eyes_hash = folder / f"{recipe.before('sight')}.safetensors", sha256_of(folder / "sight.safetensors")
+        job = DrawerStage(preset.drawer, training.loss, stores, eyes_hash, sha256_of(made_by), device=place)
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
@@ -339,9 +358,9 @@ def _publish(folder: Path, stage: str) -> None:
     """Puts a finished stage's weights where `load_world` looks for those of a training."""
     place = folder / "weights"
     place.mkdir(exist_ok=True)
-    names = {part: part for part in ("codec", "perception", "memory")}
-    if stage == "sight":
-        names["perception"] = stage
+    names = {part: part for part in ("codec", "perception", "memory", "drawer")}
+    if stage in ("sight", "drawer"):
+        names["perception"] = "sight"
     elif stage not in names:
         names["denoiser"] = stage
     for part, name in names.items():
@@ -391,8 +410,8 @@ def _eyes(preset: Preset) -> PerceptionConfig:
     return preset.perception
 
 
-def _perception(preset: Preset, folder: Path) -> tuple[TinyPerception, str]:
-    path = folder / "perception.safetensors"
+def _perception(preset: Preset, folder: Path, stage: str = "perception") -> tuple[TinyPerception, str]:
+    path = folder / f"{stage}.safetensors"
     perception = TinyPerception(_eyes(preset)).eval()
     load_weights(path, perception, "perception")
     return perception, sha256_of(path)

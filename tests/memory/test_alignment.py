@@ -82,13 +82,17 @@ def shown(remembered: torch.Tensor, x: float = 0.0, y: float = 0.0) -> Readout:
     return Readout(torch.zeros(frames, 1, height, width), visible, remembered, offset, torch.where(visible, 0, -1))
 
 
+def within(depth: torch.Tensor, limit: float = 0.6) -> torch.Tensor:
+    return torch.full_like(depth, limit)
+
+
 def test_depth_is_anchored_where_the_points_lie() -> None:
     """A slope, and points off the middle of their cells: a factor is undone everywhere, and nothing else changes."""
     depth, _ = world()
     at_points = depth[:, 3::4, 2::4]
     points = shown(at_points, x=0.1, y=0.3)
-    assert torch.equal(anchored(depth, everywhere(depth), points, limit=0.6), depth)
-    torch.testing.assert_close(anchored(depth / 1.5, everywhere(depth), points, limit=0.6), depth)
+    assert torch.equal(anchored(depth, everywhere(depth), points, within(depth)), depth)
+    torch.testing.assert_close(anchored(depth / 1.5, everywhere(depth), points, within(depth)), depth)
 
 
 def test_only_cells_of_the_same_surface_are_anchors() -> None:
@@ -98,15 +102,24 @@ def test_only_cells_of_the_same_surface_are_anchors() -> None:
     remembered[0, 3, :] = 4.0 * math.exp(0.7)  # another surface
     remembered[0, 5, :] = 2 * SKY_M
     valid[0, 28:] = False  # something that moves
-    moved = anchored(depth, valid, shown(remembered), limit=0.6)[0].view(8, 4, 32)
+    moved = anchored(depth, valid, shown(remembered), within(depth))[0].view(8, 4, 32)
     middle = moved[:, 1:3].log().mean((1, 2))  # two pixels, each an eighth of a cell from the centre
     anchors = torch.tensor([0.0, 1, 1, 0, 1, 0, 1, 0])
     blurred = 0.875 * anchors + 0.0625 * (anchors.roll(1) + anchors.roll(-1))
     torch.testing.assert_close(middle - math.log(4), math.log(1.25) * blurred)
 
 
+def test_each_pixel_has_a_limit_of_its_own() -> None:
+    """Eyes that are unsure on the right let the memory say what is there."""
+    depth, remembered = torch.full((1, 32, 32), 4.0), torch.full((1, 8, 8), 16.0)
+    limit = within(depth)
+    limit[:, :, 16:] = 1.5  # ln 4 = 1.39
+    moved = anchored(depth, everywhere(depth), shown(remembered), limit)
+    assert moved[:, :, :12].eq(4.0).all() and moved[:, :, 20:] == pytest.approx(torch.full((1, 32, 12), 16.0))
+
+
 @pytest.mark.parametrize("limit", [0.2, 0.25])
 def test_the_limit(limit: float) -> None:
     depth, remembered = torch.full((1, 32, 32), 4.0), torch.full((1, 8, 8), 5.0)  # ln 1.25 = 0.223
-    moved = anchored(depth, everywhere(depth), shown(remembered), limit)
+    moved = anchored(depth, everywhere(depth), shown(remembered), within(depth, limit))
     torch.testing.assert_close(moved, torch.full_like(moved, 5.0 if limit > 0.223 else 4.0))

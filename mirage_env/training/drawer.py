@@ -1,0 +1,251 @@
+"""The drawer of unseen depth learns to be right as often as it says, from places that the simulator knows to the end.
+
+Two draws a picture, one truth, and the energy score (Gneiting and Raftery 2007, eq. 21): mean distance of the draws
+from the truth less half of their distance from one another. It is least in expectation where draws are distributed as
+the truth is; nothing has to be told from anything, as with a critic, and nothing collapses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirage_env.contact_sheet import colour_depth
+from mirage_env.errors import InvalidValueError
+from mirage_env.memory import ChunkRecord
+from mirage_env.memory.depth_grid import depth_to_grid
+from mirage_env.perception.drawn import FAR_M, FEATURES, DepthDrawer, DrawerConfig, draw_features, noise
+from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
+from mirage_env.training.latents import Report, glimpse_name, glimpse_stride
+from mirage_env.training.log import rows_of_pictures
+from mirage_env.training.loop import Stage
+from mirage_env.types import Readout
+from mirage_env.values import moved
+from mirage_env.weights import save_weights
+from mirage_env.world_model import WorldModel
+
+PERCEIVED, DOUBT, MEMORY, SHOWN, UNSEEN, RAY_X = (
+    FEATURES.index(name) for name in ("perceived", "doubt", "memory", "shown", "unseen", "ray_x")
+)
+COLUMNS = len(FEATURES) + 3
+"""Of an example: the features, where it lies (x, z), and ln of the true depth, NaN where it does not count."""
+
+
+def examples_name(perception_hash: str, denoiser_hash: str) -> str:
+    return f"unseen-{perception_hash[:12]}-{denoiser_hash[:12]}"
+
+
+@torch.inference_mode()
+def find_unseen(
+    store: ClipStore,
+    model: WorldModel,
+    perception_hash: str,
+    denoiser_hash: str,
+    strides: tuple[int, ...],
+    chunks: tuple[int, ...],
+    report: Report,
+) -> None:
+    """Adds what the drawer is told on the walks of `glimpse_clips`, and the truth, once for the weights that made them.
+
+    An array (rows, T, `COLUMNS`, h, w), NaN at frames that were left out. The pictures are those of the walks; the
+    memory is written anew from true depth, so that what is asked for goes on where the memory ends.
+    """
+    name, glimpses = examples_name(perception_hash, denoiser_hash), store.array(glimpse_name(denoiser_hash))
+
+    def fill(out: np.ndarray) -> None:
+        out[:] = np.nan
+        for row in range(len(glimpses)):
+            moments = np.arange(0, store.config.frames, glimpse_stride(row, strides))
+            chunk = chunks[row // len(strides) % len(chunks)]
+            clip = len(store) - len(glimpses) + row
+            out[row, moments[1:]] = _examples(store, model, clip, moments, chunk, glimpses[row]).numpy()
+            report(row + 1, len(glimpses))
+
+    if not store.has(name):
+        store.add({name: (COLUMNS, *model.latent_size)}, fill, rows=len(glimpses))
+
+
+def _examples(
+    store: ClipStore, model: WorldModel, clip: int, moments: np.ndarray, chunk: int, pictures: np.ndarray
+) -> Float[Tensor, "t k h w"]:
+    cameras = store.cameras(np.full(len(moments), clip), moments)
+    grid, size = cameras.resized(model.latent_size), model.latent_size
+    depth = torch.from_numpy(store.array("depth")[clip][moments].astype(np.float32))
+    masks = torch.from_numpy(store.array("masks")[clip][moments])
+    sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
+    rgb = torch.zeros(len(moments), *store.config.size, 3, dtype=torch.uint8)
+    tokens, moves = torch.zeros(len(moments), 1, *size), torch.zeros(len(moments), 6)
+
+    def written(state, index):
+        at = torch.tensor(index)
+        return model.memory.write(
+            state, ChunkRecord(tokens[at], depth[at], sky[at], dynamic[at], cameras[at], rgb[at], moves[at])
+        )
+
+    memory, shown = written(model.memory.empty(1, torch.device("cpu")), [0]), []
+    for start in range(1, len(moments), chunk):
+        end = min(start + chunk, len(moments))
+        reading = model.memory.read(memory, grid[torch.arange(start, end)])
+        shown.append(reading.grid or Readout.blank(grid[torch.arange(start, end)], 1))
+        for key in range(end - 1, start - 1, -model.preset.keyframe_stride)[::-1]:
+            memory = written(memory, [key])
+    visible, shown_m = (torch.cat([getattr(one, part) for one in shown]) for part in ("visible", "depth_m"))
+    images = torch.from_numpy(pictures[moments[1:]].astype(np.float32)).to(model.device) / 127.5 - 1
+    later = cameras[torch.arange(1, len(moments))]
+    with model.precision():
+        seen = model.perception(images, later.to(model.device), shown_m.to(model.device), 0.0)
+    seen = moved(seen, torch.device("cpu"))
+    features, places = draw_features(seen, visible, shown_m, later, 0.0)
+    cells = F.adaptive_avg_pool2d(sky[1:, None].float(), size)[:, 0]
+    truth = depth_to_grid(depth[1:], ~(sky | dynamic)[1:], size).clamp(0.05, FAR_M).log()
+    truth = torch.where(cells > 0.5, float(np.log(FAR_M)), torch.where(cells > 0.01, torch.nan, truth))
+    return torch.cat([features, places, truth[:, None]], 1)
+
+
+@dataclass(frozen=True)
+class DrawerLossConfig:
+    batch: int = 32
+    scale_noise: float = 0.05
+    """Spread of the log scale by which the memory is wrong."""
+    cell_noise: float = 0.05
+    """Spread of each remembered cell beside it: a memory of draws is rougher than one of true places."""
+    least: int = 4
+    """Cells to draw that a picture must have, else it teaches nothing."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.least) < 1:
+            raise InvalidValueError(f"batch and least must be at least 1, got {self.batch} and {self.least}")
+
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Inputs of two draws (2, B, k, h, w), what the eyes think (B, h, w), the truth, and 1 where it counts."""
+
+
+class DrawerStage(Stage):
+    """Trains on the examples that the stores hold for the weights of these hashes; the last `held_out` rows validate."""
+
+    name = "drawer"
+
+    def __init__(
+        self,
+        config: DrawerConfig,
+        loss: DrawerLossConfig,
+        stores: list[ClipStore],
+        perception_hash: str,
+        denoiser_hash: str,
+        held_out: int = 32,
+        device: str = "cpu",
+    ):
+        self.model, self.config, self.loss, self.device = DepthDrawer(config).to(device), config, loss, device
+        self._examples, self._unseen = [], []
+        for store in stores:
+            rows = torch.from_numpy(store.array(examples_name(perception_hash, denoiser_hash)).astype(np.float32))
+            if len(rows) <= held_out:
+                raise InvalidValueError(f"walk along more clips than the {held_out} held out, got {len(rows)}")
+            for part, rows_of_part in ((self._examples, rows[:-held_out]), (self._unseen, rows[-held_out:])):
+                cells = rows_of_part.flatten(0, 1)
+                counts = (cells[:, UNSEEN].eq(1) & cells[:, -1].isfinite()).flatten(1).sum(1)
+                part.append(cells[counts >= loss.least])
+            if not min(len(self._examples[-1]), len(self._unseen[-1])):
+                raise InvalidValueError("no walk shows anything that its memory does not know; take other strides")
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        rng = np.random.default_rng(generator.initial_seed())
+        sizes = np.array([len(examples) for examples in self._examples])
+        examples = self._examples[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
+        chosen = examples[torch.from_numpy(rng.integers(0, len(examples), self.loss.batch))].clone()
+        wrong = self.loss.scale_noise * torch.from_numpy(rng.standard_normal((len(chosen), 1, 1)))
+        wrong = wrong + self.loss.cell_noise * torch.from_numpy(rng.standard_normal(chosen[:, 0].shape))
+        chosen[:, MEMORY] += wrong.float() * chosen[:, SHOWN]
+        if rng.random() < 0.5:  # mirrored scenes are scenes, too
+            chosen = chosen.flip(-1)
+            chosen[:, RAY_X] *= -1
+        return self._prepared(chosen, rng.integers(0, 2**31, (2, len(chosen))))
+
+    def _prepared(self, examples: Float[Tensor, "B k h w"], seeds: np.ndarray) -> Batch:
+        features, places, truth = examples.split((len(FEATURES), 2, 1), 1)
+        inputs = torch.stack([torch.cat([features, noise(places, row.tolist())], 1) for row in seeds])
+        counts = features[:, UNSEEN] * truth[:, 0].isfinite()
+        prepared = inputs, features[:, PERCEIVED], truth[:, 0].nan_to_num(0.0), counts
+        return tuple(x.to(self.device) for x in prepared)  # type: ignore[return-value]
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        one, other = self._draws(batch)
+        _, _, truth, counts = batch
+        return {"loss": energy_score(one, other, truth, counts)}
+
+    def _draws(self, batch: Batch) -> Float[Tensor, "2 B h w"]:
+        inputs, perceived, _, _ = batch
+        return perceived + self.model(inputs.flatten(0, 1)).unflatten(0, (2, -1))
+
+    def validate(self) -> dict[str, float]:
+        """The score on rows that training never draws, that of the eyes' own answer, spread and roughness of draws
+        over the truth's (each 1 at best), and how far draws lie from it in the median."""
+        rows: dict[str, list[Tensor]] = {}
+        for examples in self._unseen:
+            batch = self._prepared(examples, np.arange(2 * len(examples)).reshape(2, -1))
+            with torch.no_grad(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
+                draws = self._draws(batch)
+            _, perceived, truth, counts = batch
+            there, beside = counts > 0, counts[..., 1:] * counts[..., :-1]
+            step = [(x.diff(dim=-1).abs() * beside).sum() / beside.sum().clamp_min(1) for x in (draws[0], truth)]
+            values = {
+                "energy_score": energy_score(draws[0], draws[1], truth, counts),
+                "energy_score_eyes": energy_score(perceived, perceived, truth, counts),
+                "spread": draws[0][there].std() / truth[there].std(),
+                "roughness": step[0] / step[1].clamp_min(1e-6),
+                "bias": (draws[0] - truth)[there].median(),
+            }
+            for key, value in values.items():
+                rows.setdefault(key, []).append(value)
+        return {key: float(torch.stack(values).mean()) for key, values in rows.items()}
+
+    def strip(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The truth above what the eyes think above two draws, over one range; black where the memory shows it."""
+        examples = self._unseen[0][:: max(1, len(self._unseen[0]) // 8)][:8]
+        batch = self._prepared(examples, np.arange(2 * len(examples)).reshape(2, -1))
+        with torch.no_grad():
+            draws = self._draws(batch)
+        _, perceived, truth, counts = batch
+
+        def row(log_depth: Tensor) -> np.ndarray:
+            depth, valid = log_depth.exp().float().cpu().numpy(), (counts > 0).cpu().numpy()
+            return colour_depth(depth, valid, (0.3, 10.0)).repeat(8, -3).repeat(8, -2)
+
+        return rows_of_pictures(*map(row, (truth, perceived, *draws)))
+
+    def export(self, folder: Path, card: dict) -> None:
+        save_weights(
+            folder / f"{self.name}.safetensors", self.model, {"kind": "drawer", "config": self.config, **card}
+        )
+
+
+def energy_score(
+    one: Float[Tensor, "B h w"], other: Float[Tensor, "B h w"], truth: Float[Tensor, "B h w"], counts: Tensor
+) -> Float[Tensor, ""]:
+    """Half of each draw's distance from the truth less half of that between the two; less is better."""
+    return (
+        distance(one - truth, counts) + distance(other - truth, counts) - distance(one - other, counts)
+    ).mean() / 2
+
+
+def distance(difference: Float[Tensor, "B h w"], counts: Float[Tensor, "B h w"]) -> Float[Tensor, " B"]:
+    """Root mean squares over cells that count, in windows of a cell, 3 x 3 cells, a column, a row and the picture, so
+    that cells must be right together, and the mean absolute difference of the steps between neighbours."""
+    height, width = difference.shape[1:]
+    weight = counts[:, None]
+    square, total = difference.square()[:, None] * weight, difference.new_zeros(len(difference))
+    for window in ((1, 1), (3, 3), (height, 1), (1, width), (height, width)):
+        share = F.avg_pool2d(weight, window, 1)
+        root = (F.avg_pool2d(square, window, 1) / share.clamp_min(1e-6) + 1e-8).sqrt() * (share > 0)
+        total = total + root.sum((1, 2, 3)) / (share > 0).sum((1, 2, 3)).clamp_min(1)
+    for axis in (1, 2):
+        both = counts.narrow(axis, 1, counts.shape[axis] - 1) * counts.narrow(axis, 0, counts.shape[axis] - 1)
+        total = total + (difference.diff(dim=axis).abs() * both).sum((1, 2)) / both.sum((1, 2)).clamp_min(1)
+    return total
