@@ -49,7 +49,8 @@ def train(
         str,
         typer.Argument(
             help="render, codec, perception, latents, refiner, denoiser, walks, finetune, invention, glimpses, "
-            "sight, unseen or drawer; the paper's backbone, branch or lora, where the recipe has them; all: one after another."
+            "sight, unseen or drawer; the paper's backbone, branch or lora, where the recipe has them; all: one after "
+            "another."
         ),
     ] = "all",
     recipe: Annotated[

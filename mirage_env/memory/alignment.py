@@ -44,8 +44,9 @@ def anchored(
     """Depth moved onto the surfaces that the memory shows to the same cameras.
 
     In every cell whose remembered point lies on a valid pixel, no farther from it than its `limit` (a difference of
-    natural logarithms: beyond it there is another surface), the correction is that difference. A cell that shows nothing takes
-    the mean of such cells around it, and all others have none. Between the centres of cells it is interpolated.
+    natural logarithms: beyond it there is another surface), the correction is that difference. A cell that shows
+    nothing takes the mean of such cells around it, and all others have none. Between the centres of cells it is
+    interpolated.
     """
     (height, width), (h, w) = depth_m.shape[1:], shown.visible.shape[1:]
     x = (torch.arange(w, device=depth_m.device) + 0.5 + shown.offset[:, 0]) * (width / w)

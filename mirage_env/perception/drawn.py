@@ -56,9 +56,7 @@ class DepthDrawer(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.stem = nn.Conv2d(len(FEATURES) + len(LENGTHS_M), width, 3, padding=1)
-        self.encoder, self.decoder = (
-            nn.Sequential(*(Block(width) for _ in range(config.blocks))) for _ in range(2)
-        )
+        self.encoder, self.decoder = (nn.Sequential(*(Block(width) for _ in range(config.blocks))) for _ in range(2))
         self.down, self.up = nn.Conv2d(width, width, 2, 2), nn.Conv2d(width, width, 1)
         self.middle = nn.Sequential(*(Block(width) for _ in range(config.blocks + 1)))
         self.head = nn.Conv2d(width, 1, 3, padding=1)
@@ -134,9 +132,7 @@ def _field(seed: int) -> tuple[Float[Tensor, "k j 2"], Float[Tensor, "k j"]]:
     return torch.from_numpy(waves.astype(np.float32)), torch.from_numpy(phase.astype(np.float32))
 
 
-def drawn(
-    seen: Perceived, cells: Bool[Tensor, "T h w"], off: Float[Tensor, "T h w"], max_depth_m: float
-) -> Perceived:
+def drawn(seen: Perceived, cells: Bool[Tensor, "T h w"], off: Float[Tensor, "T h w"], max_depth_m: float) -> Perceived:
     """What was seen, with its depth d as d exp(off) in `cells`, which leave all others as they are."""
     off, size = (off * cells)[:, None], seen.depth_m.shape[1:]
     nearest = F.interpolate(off, size=size, mode="nearest")

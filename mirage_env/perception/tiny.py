@@ -163,9 +163,7 @@ def perception_inputs(
     return torch.cat([images, rays[..., :2].permute(0, 3, 1, 2), floor[:, None], memory], 1).to(images.dtype)
 
 
-def floor_nearness(
-    cameras: Cameras, rays: Float[Tensor, "T H W 3"], floor_y: float | Tensor
-) -> Float[Tensor, "T H W"]:
+def floor_nearness(cameras: Cameras, rays: Float[Tensor, "T H W 3"], floor_y: float | Tensor) -> Float[Tensor, "T H W"]:
     """1 / z-depth of the floor plane along every ray, in 1 / metres; 0 above the horizon."""
     height = torch.as_tensor(floor_y, dtype=rays.dtype, device=rays.device) - cameras.world_from_camera[:, 1, 3]
     down = torch.einsum("tj,thwj->thw", cameras.world_from_camera[:, 1, :3], rays)

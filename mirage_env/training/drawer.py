@@ -128,7 +128,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class DrawerStage(Stage):
-    """Trains on the examples that the stores hold for the weights of these hashes; the last `held_out` rows validate."""
+    """Trains on the stores' examples for the weights of these hashes; the last `held_out` rows of each validate."""
 
     name = "drawer"
 
@@ -221,18 +221,14 @@ class DrawerStage(Stage):
         return rows_of_pictures(*map(row, (truth, perceived, *draws)))
 
     def export(self, folder: Path, card: dict) -> None:
-        save_weights(
-            folder / f"{self.name}.safetensors", self.model, {"kind": "drawer", "config": self.config, **card}
-        )
+        save_weights(folder / f"{self.name}.safetensors", self.model, {"kind": "drawer", "config": self.config, **card})
 
 
 def energy_score(
     one: Float[Tensor, "B h w"], other: Float[Tensor, "B h w"], truth: Float[Tensor, "B h w"], counts: Tensor
 ) -> Float[Tensor, ""]:
     """Half of each draw's distance from the truth less half of that between the two; less is better."""
-    return (
-        distance(one - truth, counts) + distance(other - truth, counts) - distance(one - other, counts)
-    ).mean() / 2
+    return (distance(one - truth, counts) + distance(other - truth, counts) - distance(one - other, counts)).mean() / 2
 
 
 def distance(difference: Float[Tensor, "B h w"], counts: Float[Tensor, "B h w"]) -> Float[Tensor, " B"]:

@@ -2,8 +2,8 @@
 
 render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
 and is fine-tuned on its own walks; then it learns to invent, against a critic; last perception learns to see what it
-makes, and the drawer how deep places may be that nobody has seen. In place of joint training a recipe may have the paper's stages: a backbone without memory, the branch on the
-frozen backbone, LoRA with the branch.
+makes, and the drawer how deep places may be that nobody has seen. In place of joint training a recipe may have the
+paper's stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
 """
 
 from __future__ import annotations

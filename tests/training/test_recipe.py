@@ -16,7 +16,17 @@ PREPARED = ("render", "codec", "perception", "latents", "refiner")
 
 def test_a_recipe_has_the_stages_that_it_has_a_file_for():
     joint, two_stage = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-two-stage")
-    assert joint.stages == (*PREPARED, "denoiser", "walks", "finetune", "invention", "glimpses", "sight")
+    assert joint.stages == (
+        *PREPARED,
+        "denoiser",
+        "walks",
+        "finetune",
+        "invention",
+        "glimpses",
+        "sight",
+        "unseen",
+        "drawer",
+    )
     assert two_stage.stages == (*PREPARED, "backbone", "branch", "lora")
     assert set(load_recipe("smoke").stages) == {*joint.stages, *two_stage.stages}
     assert [two_stage.before(stage) for stage in ("refiner", "backbone", "branch", "lora")] == [
@@ -45,7 +55,7 @@ def test_the_recipe_for_a_gpu_is_the_joint_one_for_longer():
     joint, longer = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-long")
     assert longer.stages == joint.stages and longer.data.preset == joint.data.preset
     assert {(s.frames, s.size) for s in longer.data.stores} == {(s.frames, s.size) for s in joint.data.stores}
-    for stage in ("codec", "perception", "refiner", "denoiser", "finetune", "invention", "sight"):
+    for stage in ("codec", "perception", "refiner", "denoiser", "finetune", "invention", "sight", "drawer"):
         short, long = getattr(joint, stage), getattr(longer, stage)
         assert long.loss == short.loss and long.loop.steps >= 10 * short.loop.steps
         assert replace(short.loop, steps=1, warmup=0, validate_every=1) == replace(
@@ -68,7 +78,7 @@ def test_stages_that_nothing_goes_before_are_told(tmp_path):
     (folder / "backbone.yaml").unlink()
     with pytest.raises(InvalidValueError, match="stage branch goes on from stage backbone, which the recipe lacks"):
         load_recipe(folder)
-    for name in ("branch", "lora", "sight", "invention", "finetune"):
+    for name in ("branch", "lora", "drawer", "sight", "invention", "finetune"):
         (folder / f"{name}.yaml").unlink()
     recipe = load_recipe(folder)
     assert recipe.stages == (*PREPARED, "denoiser")

@@ -18,16 +18,25 @@ from mirage_env.denoise.pretrained import LoraShape
 from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.denoise.transformer import BRANCH
 from mirage_env.errors import ImageError, InvalidValueError, WeightsError
-from mirage_env.geometry.poses import intrinsics_from_fov
+from mirage_env.geometry.poses import intrinsics_from_fov, rotation_from_yaw_pitch_roll
 from mirage_env.memory import MemoryReading, PastFrames
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import AnyMemoryConfig
 from mirage_env.memory.rgb import RgbMemoryConfig
+from mirage_env.perception.drawn import FAR_M, FEATURES, DepthDrawer, DrawerConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.training.clips import SKY, ClipStore
 from mirage_env.training.codec import CodecLossConfig, CodecStage
+from mirage_env.training.drawer import (
+    COLUMNS,
+    DrawerLossConfig,
+    DrawerStage,
+    energy_score,
+    examples_name,
+    find_unseen,
+)
 from mirage_env.training.invention import InventionLossConfig, InventionStage, _there_and_back
 from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, train
@@ -429,6 +438,66 @@ def test_eyes_learn_from_what_a_world_shows_them(trained, store):
     load_weights(folder / "sight.safetensors", TinyPerception(PERCEPTION), "perception")
     with pytest.raises(InvalidValueError, match="walk along more clips than the 4 held out, got 4"):
         SightStage(eyes, PerceptionLossConfig(), [store], "d" * 64, (2, 1), held_out=4)
+
+
+def test_the_drawer_learns_where_a_memory_ends(trained, store):
+    """Walks that turn away from a wall: the memory shows a part of each view, and the truth is known in the rest."""
+    folder, codec, _ = trained
+    eyes, denoiser = TinyPerception(PERCEPTION).eval(), Denoiser(DENOISER)
+    load_weights(folder / "perception.safetensors", eyes, "perception")
+    poses = np.load(store.folder / "poses.npy")
+    yaw = torch.arange(FRAMES) * math.radians(45.0)
+    poses[:, :, :3, :3] = rotation_from_yaw_pitch_roll(yaw, 0 * yaw, 0 * yaw).numpy()
+    poses[:, :, 2, 3] = 0.0
+    np.save(store.folder / "poses.npy", poses)
+    preset = Preset(CODEC, PERCEPTION, MemoryConfig(), DENOISER, SamplerConfig(1))
+    model, done = WorldModel(preset, deepcopy(codec), eyes, denoiser, (SIDE, SIDE)), []
+    glimpse_clips(store, model, "d" * 64, 4, (1,), (1, 3), lambda i, n: None)
+    for _ in range(2):  # the second time it is there
+        find_unseen(store, model, EYE, "d" * 64, (1,), (1, 3), lambda i, n: done.append((i, n)))
+    assert done == [(k, 4) for k in (1, 2, 3, 4)]
+    examples = torch.from_numpy(store.array(examples_name(EYE, "d" * 64)).astype(np.float32))
+    assert examples.shape == (4, FRAMES, COLUMNS, SIDE // 8, SIDE // 8)
+    assert examples[:, 0].isnan().all() and examples[:, 1:, :-1].isfinite().all()
+    told = dict(zip(FEATURES, examples[0, 1].split(1), strict=False))
+    assert told["shown"].sum() > 0 and told["unseen"].sum() > 0 and not (told["shown"] * told["unseen"]).any()
+    truth = examples[0, 1:, -1]
+    assert truth[:, 0] == pytest.approx(torch.full_like(truth[:, 0], math.log(FAR_M)), abs=0.01)  # the sky
+    walls = torch.from_numpy(store.array("depth")[2, 1:, 0, 0].astype(np.float32)).log()
+    assert truth[:, 2:] == pytest.approx(walls[:, None, None].expand(-1, 2, SIDE // 8), abs=0.01)
+    # A chunk of three: its frames know the first picture alone, not one another.
+    assert examples[1, 2, FEATURES.index("shown")].sum() < examples[0, 2, FEATURES.index("shown")].sum()
+
+    config = DrawerConfig(width=8, blocks=1)
+    stage = DrawerStage(config, DrawerLossConfig(batch=2, least=1), [store], EYE, "d" * 64, held_out=2)
+    before = stage.validate()
+    assert train(stage, replace(LOOP, steps=60, validate_every=60, precision="fp32", learning_rate=1e-2), folder)
+    after = read_card(folder / "drawer.safetensors")["metrics"]
+    assert after["energy_score"] < 0.7 * min(before["energy_score"], before["energy_score_eyes"])
+    assert {"spread", "roughness", "bias"} <= set(after)
+    load_weights(folder / "drawer.safetensors", DepthDrawer(config), "drawer")
+    assert stage.strip().shape[0] == 4 * SIDE
+    with pytest.raises(InvalidValueError, match="walk along more clips than the 4 held out, got 4"):
+        DrawerStage(config, DrawerLossConfig(), [store], EYE, "d" * 64, held_out=4)
+    with pytest.raises(InvalidValueError, match="take other strides"):
+        DrawerStage(config, DrawerLossConfig(least=1000), [store], EYE, "d" * 64, held_out=2)
+
+
+def test_the_energy_score_is_least_for_draws_like_the_truth():
+    """A truth of two values that all cells share: a mean, one value, and cells apart from one another score worse."""
+    generator = torch.Generator().manual_seed(0)
+
+    def worlds(apart: bool = False) -> torch.Tensor:
+        shape = (4000, 4, 4) if apart else (4000, 1, 1)
+        return torch.randint(0, 2, shape, generator=generator).float().expand(4000, 4, 4)
+
+    truth, counts = worlds(), torch.ones(4000, 4, 4)
+    right = energy_score(worlds(), worlds(), truth, counts)
+    rivals = [(truth * 0 + 0.5,) * 2, (truth * 0,) * 2, (worlds(True), worlds(True))]
+    assert all(energy_score(*rival, truth, counts) > right + 0.02 for rival in rivals)
+    hidden = counts.clone()
+    hidden[:, :, 2:] = 0.0  # what does not count may be anything
+    assert energy_score(truth, truth, truth + (1 - hidden) * 9, hidden) == pytest.approx(0.0, abs=1e-3)
 
 
 def test_iou_of_masks():
