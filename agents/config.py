@@ -54,6 +54,9 @@ class PPOConfig:
     clip_range: float = 0.2
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
+    sureness: float = 2.0
+    """At work, discrete actions are drawn with their probabilities to this power: above 1 the noise that it learned
+    with is less, and it stands longer before what it does not see."""
     features: int = 64
     """Numbers that the network makes of what it sees."""
     device: str = "cpu"
@@ -65,6 +68,7 @@ class PPOConfig:
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "gamma", "gae_lambda", "clip_range"):
             check_number(name, getattr(self, name), 0.0, 1.0)
+        check_number("sureness", self.sureness, 0.0, 100.0)
         for name in ("ent_coef", "vf_coef", "max_grad_norm"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise InvalidValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")

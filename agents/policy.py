@@ -23,8 +23,6 @@ from mirage_env.errors import InvalidValueError
 
 COARSE_PX = 16
 """Pictures are averaged down to about this many pixels a side before they are convolved: what matters is large."""
-SURENESS = 2.0
-"""A policy at work draws its actions with their probabilities to this power: the noise that it learned with is gone."""
 BEARINGS = 12
 """A goal's bearing is told by so many bumps around the circle, each as wide as they lie apart ..."""
 DISTANCES_M = (0.0, 0.3, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5.0)
@@ -112,9 +110,8 @@ def check_observations(space: spaces.Space[Any]) -> None:
 
 
 class PolicyAgent:
-    """A trained policy at work: draws its actions from a seed of each episode, as it did while it learned, but surer.
-
-    The best action alone would stand before the same wall for ever.
+    """A trained policy at work: draws its actions from a seed of each episode, as it did while it learned, or surer
+    (`PPOConfig.sureness`). The best action alone would stand before the same wall for ever.
     """
 
     def __init__(self, path: Path, env: WalkEnv, config: PPOConfig):
@@ -130,6 +127,7 @@ class PolicyAgent:
         self.policy = MultiInputActorCriticPolicy(seen, env.action_space, lambda _: 0.0, **policy_kwargs(config))
         self.card = load_checkpoint(path, self.policy, env.observation_space, env.action_space)
         self.policy.set_training_mode(False)
+        self._sureness = config.sureness
 
     def begin(self, env: WalkEnv, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -139,6 +137,6 @@ class PolicyAgent:
         pictures, _ = self.policy.obs_to_tensor(observation)
         drawn = self.policy.get_distribution(pictures).distribution
         if isinstance(self.policy.action_space, spaces.Discrete):
-            return int(torch.multinomial(drawn.probs[0] ** SURENESS, 1, generator=self._generator))
+            return int(torch.multinomial(drawn.probs[0] ** self._sureness, 1, generator=self._generator))
         noise = torch.randn(drawn.mean.shape, generator=self._generator)
         return (drawn.mean + drawn.stddev * noise)[0].clamp(-1, 1).numpy()

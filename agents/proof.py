@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mirage_env.agents.evaluation import evaluate, filmed, make_agent
 from mirage_env.agents.simple import ConstantAgent
 from mirage_env.agents.worlds import PICTURES, draw_pool, make_env
 from mirage_env.artefacts import prepare_folder, write_text
+from mirage_env.config import build
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count
 from mirage_env.evaluation.plots import point_chart, stacked, standalone
 from mirage_env.simulator import HELD_OUT_FAMILY, TRAINING_SEED
@@ -77,6 +78,8 @@ class ProofConfig:
     constant_episodes: int = 8
     """How many episodes in training scenes choose the best constant action."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    task_ppo: dict[str, Any] = field(default_factory=dict)
+    """What a task's agents have other than `ppo`, one mapping a task."""
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -178,7 +181,8 @@ def agent_config(config: ProofConfig, folder: Path, task: str, method: str, seed
         "blind": replace(true, scene_seeds=config.scenes),  # what it does best: the true collisions
         "drafts": WorldConfig("Mirage-v0", pictures, config.steps, drafts_only=True),
     }.get(method, WorldConfig("Mirage-v0", pictures, config.steps))
-    return AgentConfig(world=world, test=true, ppo=config.ppo, seed=seed)
+    ppo = build(PPOConfig, {**asdict(config.ppo), **config.task_ppo.get(task, {})}, f"task_ppo.{task}")
+    return AgentConfig(world=world, test=true, ppo=ppo, seed=seed)
 
 
 def examinations(config: ProofConfig, agent: AgentConfig) -> dict[str, WorldConfig]:
@@ -380,8 +384,6 @@ def _compared(drawn: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> li
 
 def _same_config(path: Path, config: ProofConfig) -> None:
     """A proof goes on only with the configuration that it began with; seeds, methods and tasks may be added."""
-    from dataclasses import asdict
-
     fixed = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ("seeds", "methods", "tasks")}))
     if path.is_file() and (before := json.loads(path.read_text("utf-8"))) != fixed:
         changed = sorted(k for k in fixed.keys() | before.keys() if fixed.get(k) != before.get(k))
