@@ -94,10 +94,16 @@ class ProofConfig:
             raise InvalidValueError(
                 f"pool_first must be a training seed, {TRAINING_SEED} or more, got {self.pool_first}"
             )
+        for task in self.task_ppo:
+            self.ppo_for(task)
         if not self.seeds:
             raise InvalidValueError("seeds must name at least one seed")
         for seed in self.seeds:
             check_count("a seed", seed, least=0)
+
+    def ppo_for(self, task: str) -> PPOConfig:
+        """What PPO is told in this task."""
+        return build(PPOConfig, {**asdict(self.ppo), **self.task_ppo.get(task, {})}, f"task_ppo.{task}")
 
     @property
     def scenes(self) -> tuple[int, ...]:
@@ -181,8 +187,7 @@ def agent_config(config: ProofConfig, folder: Path, task: str, method: str, seed
         "blind": replace(true, scene_seeds=config.scenes),  # what it does best: the true collisions
         "drafts": WorldConfig("Mirage-v0", pictures, config.steps, drafts_only=True),
     }.get(method, WorldConfig("Mirage-v0", pictures, config.steps))
-    ppo = build(PPOConfig, {**asdict(config.ppo), **config.task_ppo.get(task, {})}, f"task_ppo.{task}")
-    return AgentConfig(world=world, test=true, ppo=ppo, seed=seed)
+    return AgentConfig(world=world, test=true, ppo=config.ppo_for(task), seed=seed)
 
 
 def examinations(config: ProofConfig, agent: AgentConfig) -> dict[str, WorldConfig]:

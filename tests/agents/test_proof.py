@@ -65,6 +65,15 @@ def test_seeds_are_drawn_for_each_method_and_episodes_for_all_alike() -> None:
     assert set(np.unique(apart["a"])) == {0.0, 0.5, 1.0}
 
 
+def test_a_task_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    config = replace(SMALL, task_ppo={"explore": {"sureness": 1.0}}, task_worlds={"explore": {"obs": ["depth_u8"]}})
+    explore, goal = (agent_config(config, tmp_path, task, "dream", 0) for task in ("explore", "point_goal"))
+    assert explore.ppo == replace(goal.ppo, sureness=1.0) and goal.ppo == SMALL.ppo
+    assert explore.world.kwargs["obs"] == ["depth_u8"] and "rgb" in goal.world.kwargs["obs"]
+    with pytest.raises(InvalidValueError, match='task_ppo.explore has no key "surenes"; did you mean "sureness"'):
+        replace(SMALL, task_ppo={"explore": {"surenes": 1.0}})
+
+
 def test_everybody_is_examined_in_the_true_world(tmp_path: Path) -> None:
     for method in SMALL.methods:
         agent = agent_config(SMALL, tmp_path, "point_goal", method, 0)
