@@ -70,7 +70,7 @@ def test_a_task_may_have_settings_of_its_own(tmp_path: Path) -> None:
     explore, goal = (agent_config(config, tmp_path, task, "dream", 0) for task in ("explore", "point_goal"))
     assert explore.ppo == replace(goal.ppo, sureness=1.0) and goal.ppo == SMALL.ppo
     assert explore.world.kwargs["obs"] == ["depth_u8"] and "rgb" in goal.world.kwargs["obs"]
-    with pytest.raises(InvalidValueError, match='task_ppo.explore has no key "surenes"; did you mean "sureness"'):
+    with pytest.raises(InvalidValueError, match=r'task_ppo\.explore has no key "surenes"; did you mean "sureness"'):
         replace(SMALL, task_ppo={"explore": {"surenes": 1.0}})
 
 
