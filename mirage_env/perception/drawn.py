@@ -61,7 +61,6 @@ class DepthDrawer(nn.Module):
         self.middle = nn.Sequential(*(Block(width) for _ in range(config.blocks + 1)))
         self.head = nn.Conv2d(width, 1, 3, padding=1)
         nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs: Float[Tensor, "T k h w"]) -> Float[Tensor, "T h w"]:
         x = self.encoder(self.stem(inputs))

@@ -143,7 +143,8 @@ class DrawerStage(Stage):
         device: str = "cpu",
     ):
         self.model, self.config, self.loss, self.device = DepthDrawer(config).to(device), config, loss, device
-        self._examples, self._unseen = [], []
+        self._examples: list[Tensor] = []
+        self._unseen: list[Tensor] = []
         for store in stores:
             rows = torch.from_numpy(store.array(examples_name(perception_hash, denoiser_hash)).astype(np.float32))
             if len(rows) <= held_out:
