@@ -137,6 +137,7 @@ class PolicyAgent:
         pictures, _ = self.policy.obs_to_tensor(observation)
         drawn = self.policy.get_distribution(pictures).distribution
         if isinstance(self.policy.action_space, spaces.Discrete):
-            return int(torch.multinomial(drawn.probs[0] ** self._sureness, 1, generator=self._generator))
+            surer = (self._sureness * drawn.logits[0]).softmax(0)
+            return int(torch.multinomial(surer, 1, generator=self._generator))
         noise = torch.randn(drawn.mean.shape, generator=self._generator)
         return (drawn.mean + drawn.stddev * noise)[0].clamp(-1, 1).numpy()

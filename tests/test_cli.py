@@ -181,7 +181,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     [
         (
             ["codex"],
-            'unknown training stage "codex"; known are all, codec, denoiser, finetune, glimpses, invention',
+            'unknown training stage "codex"; known are all, codec, denoiser, drawer, finetune, glimpses, invention',
         ),
         (
             ["--recipe", "mirage-tny"],

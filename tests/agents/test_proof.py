@@ -84,7 +84,7 @@ def test_everybody_is_examined_in_the_true_world(tmp_path: Path) -> None:
         assert (agent.world.id == "MirageSim-v0") == (method in ("simulator", "blind"))
     learner = agent_config(SMALL, tmp_path, "explore", "simulator", 0)
     assert learner.world.scene_seeds == SMALL.scenes  # the very scenes whose pictures the dreams are made from
-    seeing = replace(SMALL, kwargs=SMALL.kwargs | {"obs": ["rgb"]})
+    seeing = replace(SMALL, task_worlds={}, kwargs=SMALL.kwargs | {"obs": ["rgb"]})
     for config, left in ((SMALL, "last_action"), (seeing, "chunk_phase")):
         assert agent_config(config, tmp_path, "explore", "blind", 0).world.kwargs["obs"] == [left]
 
