@@ -125,14 +125,16 @@ def test_a_trained_agent_acts_alike_for_a_seed(trained: Path) -> None:
     assert len(set(drawn[0])) > 1  # an agent that learned nothing yet draws from all actions
 
 
-def test_a_sure_agent_takes_its_likeliest_action(trained: Path) -> None:
+@pytest.mark.parametrize(("sureness", "alone"), [(1.0, False), (100.0, True)])
+def test_a_sure_agent_takes_its_likeliest_action(trained: Path, sureness: float, alone: bool) -> None:
     env: Any = make_env(TINY.world)
     seen, _ = env.reset(seed=0)
-    agent = make_agent("ppo", replace(TINY, ppo=replace(TINY.ppo, sureness=100.0)), env.unwrapped, trained)
-    agent.begin(env.unwrapped, 3)
+    agent = make_agent("ppo", replace(TINY, ppo=replace(TINY.ppo, sureness=sureness)), env.unwrapped, trained)
     with torch.no_grad():
-        likeliest = agent.policy.get_distribution(agent.policy.obs_to_tensor(seen)[0]).distribution.probs.argmax()
-    assert [agent.act(seen) for _ in range(20)] == [int(likeliest)] * 20
+        agent.policy.action_net.bias[2] += 1.0
+    agent.begin(env.unwrapped, 3)
+    drawn = [agent.act(seen) for _ in range(40)]
+    assert max(set(drawn), key=drawn.count) == 2 and (set(drawn) == {2}) == alone
 
 
 def test_continuous_actions_lie_in_their_space(tmp_path: Path) -> None:
