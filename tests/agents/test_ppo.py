@@ -131,7 +131,7 @@ def test_a_sure_agent_takes_its_likeliest_action(trained: Path, sureness: float,
     seen, _ = env.reset(seed=0)
     agent = make_agent("ppo", replace(TINY, ppo=replace(TINY.ppo, sureness=sureness)), env.unwrapped, trained)
     with torch.no_grad():
-        agent.policy.action_net.bias[2] += 1.0
+        agent.policy.action_net.bias[2] += 3.0
     agent.begin(env.unwrapped, 3)
     drawn = [agent.act(seen) for _ in range(40)]
     assert max(set(drawn), key=drawn.count) == 2 and (set(drawn) == {2}) == alone
