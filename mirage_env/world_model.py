@@ -426,10 +426,9 @@ class WorldModel:
             surface, off = ~(seen.sky | seen.dynamic), 0.0 if seen.doubt is None else DOUBTS * seen.doubt
             limit = torch.as_tensor(self.preset.anchor + off, device=self.device).expand_as(seen.depth_m)
             seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, limit))
-        cells = to_draw(shown.visible)
-        if self.drawer is None or seen.doubt is None or not bool(cells.any()):
+        if self.drawer is None or seen.doubt is None or not bool((cells := to_draw(shown.visible)).any()):
             return seen
-        features, places = draw_features(seen, shown.visible, shown.depth_m, cameras, state.floor_y)
+        features, places = draw_features(seen, cells, shown.depth_m, cameras, state.floor_y)
         inputs = torch.cat([features, noise(places, [state.seed] * len(cameras))], 1)
         off = yield Ask("draw", (inputs,))
         return drawn(seen, cells, off, self.perception.max_depth_m)

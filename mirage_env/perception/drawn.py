@@ -79,18 +79,18 @@ def to_draw(visible: Bool[Tensor, "T h w"]) -> Bool[Tensor, "T h w"]:
 
 def draw_features(
     seen: Perceived,
-    visible: Bool[Tensor, "T h w"],
+    cells: Bool[Tensor, "T h w"],
     shown_m: Float[Tensor, "T h w"],
     cameras: Cameras,
     floor_y: float,
 ) -> tuple[Float[Tensor, "T k h w"], Float[Tensor, "T 2 h w"]]:
     """The channels `FEATURES`, and where on the floor (x, z) what the eyes think lies, for the noise.
 
-    `visible` and `shown_m` are what the memory shows, metres; `cameras` are at pixel resolution. Needs eyes that tell
-    their doubt.
+    `cells` are those `to_draw`; `shown_m` is the depth that the memory shows, metres, 0 for nothing; `cameras` are at
+    pixel resolution, the floor is y = `floor_y`. Needs eyes that tell their doubt.
     """
     assert seen.doubt is not None
-    size = (visible.shape[1], visible.shape[2])
+    visible, size = shown_m > 0, (shown_m.shape[1], shown_m.shape[2])
     grid = cameras.resized(size)
     rays = camera_rays(grid)
 
@@ -103,7 +103,7 @@ def draw_features(
         coarse(seen.doubt).clamp_min(1e-3).log(),
         torch.where(visible, shown_m.clamp(0.05, FAR_M).log(), 0.0),
         visible.float(),
-        to_draw(visible).float(),
+        cells.float(),
         -floor_nearness(grid, rays, floor_y).clamp_min(1 / FAR_M).log(),
         rays[..., 0],
         rays[..., 1],

@@ -20,7 +20,7 @@ from mirage_env.contact_sheet import colour_depth
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory import ChunkRecord
 from mirage_env.memory.depth_grid import depth_to_grid
-from mirage_env.perception.drawn import FAR_M, FEATURES, DepthDrawer, DrawerConfig, draw_features, noise
+from mirage_env.perception.drawn import FAR_M, FEATURES, DepthDrawer, DrawerConfig, draw_features, noise, to_draw
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
 from mirage_env.training.latents import Report, glimpse_name, glimpse_stride
 from mirage_env.training.log import rows_of_pictures
@@ -101,7 +101,7 @@ def _examples(
     with model.precision():
         seen = model.perception(images, later.to(model.device), shown_m.to(model.device), 0.0)
     seen = moved(seen, torch.device("cpu"))
-    features, places = draw_features(seen, visible, shown_m, later, 0.0)
+    features, places = draw_features(seen, to_draw(visible), shown_m, later, 0.0)
     cells = F.adaptive_avg_pool2d(sky[1:, None].float(), size)[:, 0]
     truth = depth_to_grid(depth[1:], ~(sky | dynamic)[1:], size).clamp(0.05, FAR_M).log()
     truth = torch.where(cells > 0.5, float(np.log(FAR_M)), torch.where(cells > 0.01, torch.nan, truth))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -88,7 +87,7 @@ def test_what_the_drawer_is_told() -> None:
     visible = torch.zeros(2, CELLS, CELLS, dtype=torch.bool)
     visible[0, :, 0] = True
     shown = torch.where(visible, 3.0, 0.0)
-    features, places = draw_features(wall(2, 100.0), visible, shown, cameras, 1.2)
+    features, places = draw_features(wall(2, 100.0), to_draw(visible), shown, cameras, 1.2)
     told = dict(zip(FEATURES, features.unbind(1), strict=True))
     assert features.isfinite().all()
     torch.testing.assert_close(told["perceived"].exp(), torch.full((2, CELLS, CELLS), FAR_M))
@@ -115,4 +114,4 @@ def test_a_drawer_takes_any_grid(cells: tuple[int, int]) -> None:
 def test_what_was_perceived_stays_as_it_was() -> None:
     seen = wall(1)
     nothing = torch.zeros(1, CELLS, CELLS)
-    assert torch.equal(drawn(seen, nothing > 0, nothing + 1, 50.0).depth_m, replace(seen).depth_m)
+    assert torch.equal(drawn(seen, nothing > 0, nothing + 1, 50.0).depth_m, seen.depth_m)
