@@ -31,9 +31,9 @@ LENGTHS_M = ((6.0, 16.0), (3.0, 8.0), (3.0, 8.0), (1.5, 4.0), (1.5, 4.0), (0.7, 
 WAVES = 8
 FEATURES = ("perceived", "doubt", "memory", "shown", "unseen", "floor", "ray_x", "ray_y", "down")
 """Channels beside the noise: ln metres, ln, ln metres, 0 or 1 twice, ln metres, and the viewing ray with its slope."""
-BLEND = 0.1
-"""Draws of neighbouring cells blend by at most this much (ln metres). Where they differ by more there is an edge, and
-a slope across it would be a wall that nobody drew."""
+
+STEEPEST = 0.8
+"""Inverse depth changes by at most this share of itself within a cell, so that no plane ends beyond the horizon."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,46 @@ def _field(seed: int) -> tuple[Float[Tensor, "k j 2"], Float[Tensor, "k j"]]:
     return torch.from_numpy(waves.astype(np.float32)), torch.from_numpy(phase.astype(np.float32))
 
 
-def drawn(seen: Perceived, cells: Bool[Tensor, "T h w"], off: Float[Tensor, "T h w"], max_depth_m: float) -> Perceived:
-    """What was seen, with its depth d as d exp(off) in `cells`, which leave all others as they are."""
-    off, size = (off * cells)[:, None], seen.depth_m.shape[1:]
-    nearest = F.interpolate(off, size=size, mode="nearest")
-    blended = F.interpolate(off, size=size, mode="bilinear")
-    inside = F.interpolate(cells[:, None].float(), size=size, mode="nearest")
-    factor = ((nearest + (blended - nearest).clamp(-BLEND, BLEND)) * inside)[:, 0].exp()
-    return replace(seen, depth_m=(seen.depth_m * factor).clamp(max=max_depth_m))
+def drawn(
+    seen: Perceived, cells: Bool[Tensor, "T h w"], log_depth: Float[Tensor, "T h w"], max_depth_m: float
+) -> Perceived:
+    """What was seen, but in `cells` surfaces that stand still, as deep as `log_depth` (ln metres) says.
+
+    `log_depth` is known of the cells around, too. Each drawn cell holds one piece of a plane, see `planes`: what the
+    eyes made of a picture that was made up would break it, and the memory keeps no cell that holds two surfaces.
+    """
+    size = seen.depth_m.shape[1:]
+    inside = F.interpolate(cells[:, None].float(), size=size, mode="nearest")[:, 0] > 0
+    depth = torch.where(inside, planes(log_depth, size), seen.depth_m).clamp(max=max_depth_m)
+    return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~inside)
+
+
+def planes(log_depth: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:
+    """z-depth in metres of `size` pixels, in every cell that of a plane which is as deep as said in its middle.
+
+    Inverse depth is affine in the picture on any plane. Its slope in a cell is the lesser of those to the cells on
+    either side, and none where they disagree in sign (minmod, as where shocks are computed): a wall that was drawn in
+    pieces is straight, and edges lie between cells.
+    """
+    inverse = (-log_depth).exp()
+    total = _enlarged(inverse, size)
+    for axis in (1, 2):
+        cell_px = size[axis - 1] // inverse.shape[axis]
+        within = (torch.arange(size[axis - 1], device=inverse.device) % cell_px + 0.5) / cell_px - 0.5
+        total = total + _enlarged(_slope(inverse, axis), size) * (within[:, None] if axis == 1 else within)
+    return total.clamp_min(1e-4).reciprocal()
+
+
+def _slope(values: Float[Tensor, "T h w"], axis: int) -> Float[Tensor, "T h w"]:
+    """A cell, by minmod; the outermost cells have one neighbour, whose word counts."""
+    steps, cells = values.diff(dim=axis), values.shape[axis]
+    if cells == 1:
+        return torch.zeros_like(values)
+    steps = torch.cat([steps.narrow(axis, 0, 1), steps, steps.narrow(axis, cells - 2, 1)], axis)
+    before, after = steps.narrow(axis, 0, cells), steps.narrow(axis, 1, cells)
+    slope = torch.where(before * after > 0, torch.where(before.abs() < after.abs(), before, after), 0.0)
+    return slope.clamp(-STEEPEST * values, STEEPEST * values)
+
+
+def _enlarged(cells: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:
+    return F.interpolate(cells[:, None], size=tuple(size), mode="nearest")[:, 0]

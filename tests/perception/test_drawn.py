@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
+from mirage_env.memory.depth_grid import straddles_edge
 from mirage_env.perception.drawn import (
-    BLEND,
     FAR_M,
     FEATURES,
     LENGTHS_M,
@@ -17,6 +18,7 @@ from mirage_env.perception.drawn import (
     draw_features,
     drawn,
     noise,
+    planes,
     to_draw,
 )
 from mirage_env.perception.tiny import Perceived
@@ -47,18 +49,37 @@ def test_holes_of_one_or_two_cells_belong_to_what_is_around_them() -> None:
     assert torch.equal(to_draw(visible)[0].nonzero()[:, 1].unique(), torch.tensor([5, 6, 7]))
 
 
-def test_draws_change_their_cells_alone_and_blend_only_where_they_nearly_agree() -> None:
+def test_draws_change_their_cells_alone_and_are_surfaces_that_stand_still() -> None:
     cells = torch.zeros(1, CELLS, CELLS, dtype=torch.bool)
     cells[:, :, 4:] = True
-    off = torch.zeros(1, CELLS, CELLS)
-    off[:, :, 4:6], off[:, :, 6:] = 0.5, 0.55
-    found = (drawn(wall(1), cells, off, 50.0).depth_m / 2.0).log()[0]
-    assert found[:, :32].eq(0).all()  # remembered cells keep what they have, to the pixel
-    assert found[:, 32:].min() >= 0.5 - BLEND - 1e-6  # no slope from 0 to 0.5 inside a cell
-    inner = found[:, 40:56]
-    assert inner.min() == pytest.approx(0.5, abs=1e-6) and (inner.diff(dim=1) >= -1e-6).all()
-    assert inner.diff(dim=1).max() < 0.01  # a small step is a slope
-    assert drawn(wall(1, 49.0), cells, off, 50.0).depth_m.max() == 50.0
+    everywhere = torch.ones(1, SIDE, SIDE, dtype=torch.bool)
+    before = replace(wall(1), sky=everywhere, dynamic=everywhere)
+    found = drawn(before, cells, torch.full((1, CELLS, CELLS), math.log(3.0)), 50.0)
+    assert found.depth_m[..., :32].eq(2.0).all() and found.depth_m[..., 32:].allclose(torch.tensor(3.0))
+    assert found.sky[..., :32].all() and not found.sky[..., 32:].any()
+    assert found.dynamic[..., :32].all() and not found.dynamic[..., 32:].any()
+    assert drawn(wall(1), cells, torch.full((1, CELLS, CELLS), 5.0), 50.0).depth_m[..., 32:].eq(50.0).all()
+
+
+def test_cells_on_a_plane_are_that_plane_to_the_pixel() -> None:
+    def inverse(side: int) -> torch.Tensor:  # of a plane that turns away to the right and up
+        at = (torch.arange(side) + 0.5) / side
+        return 0.1 + 0.3 * at[:, None] + 0.2 * (1 - at)
+
+    found = planes(-inverse(CELLS).log()[None], (SIDE, SIDE))[0]
+    torch.testing.assert_close(found, 1 / inverse(SIDE))
+    assert planes(torch.zeros(1, 1, CELLS), (8, SIDE)).eq(1.0).all()  # one row of cells has no slope
+
+
+def test_no_drawn_cell_holds_two_surfaces_however_wild_the_draw() -> None:
+    """Else the memory would not keep it, and it would be drawn anew, otherwise, at every look."""
+    log_depth = torch.randn(4, CELLS, CELLS, generator=torch.Generator().manual_seed(0))
+    depth = planes(log_depth, (SIDE, SIDE))
+    assert not straddles_edge(depth, torch.ones_like(depth, dtype=torch.bool), (CELLS, CELLS)).any()
+    middle = depth.reciprocal().unflatten(1, (CELLS, -1)).unflatten(3, (CELLS, -1)).mean((2, 4))
+    torch.testing.assert_close(middle, (-log_depth).exp())
+    ratio = depth.unflatten(1, (CELLS, -1)).unflatten(3, (CELLS, -1)) / log_depth.exp()[:, :, None, :, None]
+    assert (ratio > 0.5).all() and (ratio < 5.0 + 1e-4).all()
 
 
 def test_frames_that_see_one_place_get_one_noise_for_it() -> None:
@@ -109,9 +130,3 @@ def test_a_drawer_takes_any_grid(cells: tuple[int, int]) -> None:
     assert off.shape == (2, *cells) and off.dtype == torch.float32
     with pytest.raises(InvalidValueError, match="multiples of 8"):
         DrawerConfig(width=12)
-
-
-def test_what_was_perceived_stays_as_it_was() -> None:
-    seen = wall(1)
-    nothing = torch.zeros(1, CELLS, CELLS)
-    assert torch.equal(drawn(seen, nothing > 0, nothing + 1, 50.0).depth_m, seen.depth_m)
