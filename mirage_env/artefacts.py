@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
 import struct
 import subprocess
@@ -209,8 +210,9 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` once it is whole; after an error nothing is left of it."""
-    partial = path.with_name(f".partial-{path.name}")
+    """Where to write what becomes `path` once it is whole; after an error nothing is left of it. Of several who write
+    it at the same time the last one stays."""
+    partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     try:
         yield partial
         os.replace(partial, path)

@@ -105,6 +105,15 @@ def test_a_failure_leaves_the_earlier_walk_whole(tmp_path: Path, monkeypatch: py
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_two_who_write_one_file_at_the_same_time_leave_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with artefacts.whole_file(path) as first, artefacts.whole_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # whose context ends last
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
