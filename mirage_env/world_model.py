@@ -52,16 +52,7 @@ from mirage_env.memory.protocol import (
 )
 from mirage_env.memory.recall import recall
 from mirage_env.perception.composed import ComposedConfig
-from mirage_env.perception.drawn import (
-    FEATURES,
-    NEARER,
-    DepthDrawer,
-    DrawerConfig,
-    draw_features,
-    drawn,
-    noise,
-    to_draw,
-)
+from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, draw_features, drawn, noise, to_draw
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
@@ -440,9 +431,7 @@ class WorldModel:
         features, places = draw_features(seen, cells, shown.depth_m, cameras, state.floor_y)
         inputs = torch.cat([features, noise(places, [state.seed] * len(cameras))], 1)
         off = yield Ask("draw", (inputs,))
-        perceived, memory = (features[:, FEATURES.index(name)] for name in ("perceived", "memory"))
-        log_depth = torch.where(cells, perceived + off - NEARER, torch.where(shown.visible, memory, perceived))
-        return drawn(seen, cells, log_depth, self.perception.max_depth_m)
+        return drawn(seen, features, off, self.perception.max_depth_m)
 
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)

@@ -31,7 +31,6 @@ LENGTHS_M = ((6.0, 16.0), (3.0, 8.0), (3.0, 8.0), (1.5, 4.0), (1.5, 4.0), (0.7, 
 WAVES = 8
 FEATURES = ("perceived", "doubt", "memory", "shown", "unseen", "floor", "ray_x", "ray_y", "down")
 """Channels beside the noise: ln metres, ln, ln metres, 0 or 1 twice, ln metres, and the viewing ray with its slope."""
-
 NEARER = 0.2
 """By so much (ln metres) a world draws nearer than its network. Whoever walks goes where draws are far, and a memory
 keeps them: with all as learned a scripted explorer makes 1.5 times as much known as in true scenes. Chosen on pictures
@@ -136,15 +135,19 @@ def _field(seed: int) -> tuple[Float[Tensor, "k j 2"], Float[Tensor, "k j"]]:
 
 
 def drawn(
-    seen: Perceived, cells: Bool[Tensor, "T h w"], log_depth: Float[Tensor, "T h w"], max_depth_m: float
+    seen: Perceived, features: Float[Tensor, "T k h w"], off: Float[Tensor, "T h w"], max_depth_m: float
 ) -> Perceived:
-    """What was seen, but in `cells` surfaces that stand still, as deep as `log_depth` (ln metres) says.
+    """What was seen, but surfaces that stand still in the cells to draw: `off` (ln, the drawer's answer to `features`)
+    farther than the eyes think, and `NEARER`; at most `max_depth_m` metres.
 
-    `log_depth` is known of the cells around, too. Each drawn cell holds one piece of a plane, see `planes`: what the
-    eyes made of a picture that was made up would break it, and the memory keeps no cell that holds two surfaces.
+    Each drawn cell holds one piece of a plane, see `planes`, which goes on from what the memory shows beside it. What
+    the eyes made of a picture that was made up would break it, and the memory keeps no cell that holds two surfaces.
     """
-    size = seen.depth_m.shape[1:]
-    inside = F.interpolate(cells[:, None].float(), size=size, mode="nearest")[:, 0] > 0
+    told, size = dict(zip(FEATURES, features.unbind(1), strict=True)), seen.depth_m.shape[1:]
+    cells = told["unseen"] > 0
+    known = torch.where(told["shown"] > 0, told["memory"], told["perceived"])
+    log_depth = torch.where(cells, told["perceived"] + off - NEARER, known)
+    inside = _enlarged(cells.float(), size) > 0
     depth = torch.where(inside, planes(log_depth, size), seen.depth_m).clamp(max=max_depth_m)
     return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~inside)
 

@@ -13,6 +13,7 @@ from mirage_env.perception.drawn import (
     FAR_M,
     FEATURES,
     LENGTHS_M,
+    NEARER,
     DepthDrawer,
     DrawerConfig,
     draw_features,
@@ -54,11 +55,13 @@ def test_draws_change_their_cells_alone_and_are_surfaces_that_stand_still() -> N
     cells[:, :, 4:] = True
     everywhere = torch.ones(1, SIDE, SIDE, dtype=torch.bool)
     before = replace(wall(1), sky=everywhere, dynamic=everywhere)
-    found = drawn(before, cells, torch.full((1, CELLS, CELLS), math.log(3.0)), 50.0)
+    features, _ = draw_features(wall(1), cells, torch.where(cells, 0.0, 2.0), turned(torch.zeros(1)), 1.2)
+    farther = torch.full((1, CELLS, CELLS), math.log(1.5) + NEARER)
+    found = drawn(before, features, farther, 50.0)
     assert found.depth_m[..., :32].eq(2.0).all() and found.depth_m[..., 32:].allclose(torch.tensor(3.0))
     assert found.sky[..., :32].all() and not found.sky[..., 32:].any()
     assert found.dynamic[..., :32].all() and not found.dynamic[..., 32:].any()
-    assert drawn(wall(1), cells, torch.full((1, CELLS, CELLS), 5.0), 50.0).depth_m[..., 32:].eq(50.0).all()
+    assert drawn(wall(1), features, farther + 5.0, 50.0).depth_m[..., 32:].eq(50.0).all()
 
 
 def test_cells_on_a_plane_are_that_plane_to_the_pixel() -> None:
