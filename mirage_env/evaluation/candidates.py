@@ -16,7 +16,7 @@ from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.evaluation.codec import reconstruct
 from mirage_env.evaluation.metrics import cells_to_pixels
-from mirage_env.evaluation.walk import Guess, Walk
+from mirage_env.evaluation.walk import Guess, Walk, seen_in_first_frame
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import ChunkRecord, Memory, State, make_memory, memory_class, memory_kinds
@@ -81,6 +81,11 @@ def unbounded_memory(model: WorldModel) -> Memory:
 def tight_memory(model: WorldModel) -> Memory:
     """As it is written, with a budget that many a suite's walk exceeds; none exceeds the shipped one."""
     return LatentMemory(replace(latent_config(model), max_points=1024))
+
+
+def edge_memory(model: WorldModel) -> Memory:
+    """As it is written, and cells that hold more than one surface, too, at the median of their depth."""
+    return LatentMemory(replace(latent_config(model), reject_depth_edges=False, depth_downsample="median"))
 
 
 def rgb_memory(model: WorldModel) -> Memory:
@@ -148,6 +153,13 @@ def generate_from_video_latents(model: WorldModel, walk: Walk) -> Guess:
         return denoised[0][0, keys.to(images.device)].float()
 
     return generate(model.with_parts(denoise=denoise, encode=encode), walk)
+
+
+def generate_with_perfect_recall(model: WorldModel, walk: Walk) -> Guess:
+    """What no memory of one picture can exceed with this codec and these inventions: the codec's own picture of the
+    truth wherever the first frame shows the place, the model's elsewhere."""
+    guess, seen = generate(model, walk), seen_in_first_frame(walk.truth)
+    return Guess(torch.where(seen[..., None], reconstruct(model, walk.goal.rgb), guess.rgb))
 
 
 def generate_training_free(model: WorldModel, walk: Walk) -> Guess:
@@ -230,6 +242,7 @@ REFERENCES = tuple(name for name in STANDARD if name not in ("model", "no-memory
 ABLATIONS = {
     "paper-write": Candidate("the paper's write rule: every cell is added", with_memory(paper_memory)),
     "unbounded": Candidate("the memory has no budget: nothing is ever dropped", with_memory(unbounded_memory)),
+    "depth-edges": Candidate("cells that hold a depth edge are remembered, too", with_memory(edge_memory)),
     "tight-budget": Candidate("the memory holds 1,024 points at most", with_memory(tight_memory)),
     "rgb-memory": Candidate("colours are remembered, rendered and encoded at every read", with_memory(rgb_memory)),
     "pixel-lifted": Candidate("tokens lifted at pixel resolution", with_memory(pixel_lifted_memory)),
@@ -237,6 +250,12 @@ ABLATIONS = {
     "true-depth": Candidate("the memory is written at true depth", generate_with_true_depth, geometry=True),
     "video-latents": Candidate(
         "denoised latents are remembered, not those of the decoded pictures", generate_from_video_latents
+    ),
+    "perfect-recall": Candidate(
+        "the codec's picture of the truth wherever the first picture shows the place: no memory can do better",
+        generate_with_perfect_recall,
+        pictures=True,
+        geometry=True,
     ),
     "training-free": Candidate("the branch is off, readout tokens replace parts of the sample", generate_training_free),
 }

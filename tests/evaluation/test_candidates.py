@@ -12,6 +12,7 @@ from mirage_env.evaluation import candidates
 from mirage_env.evaluation.candidates import ABLATIONS, STANDARD, choose_ablations
 from mirage_env.evaluation.codec import reconstruct
 from mirage_env.evaluation.scores import Judge
+from mirage_env.evaluation.walk import seen_in_first_frame
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import ChunkRecord
@@ -117,6 +118,29 @@ def test_the_filter_and_true_geometry_reach_the_memory(model, make_walk, monkeyp
     answers = (candidates.generate, candidates.generate_without_filter, candidates.generate_with_true_depth)
     (filtered,), (whole,), (true,) = (memories(monkeypatch, answer, biased, walk) for answer in answers)
     assert filtered == (12, [2.0]) and whole == (24, [2.0]) and true == (24, [3.0])
+
+
+def test_cells_with_edges_lie_where_most_of_them_is(model, make_walk, monkeypatch):
+    """An eye that sees a step from two to four metres at the fourth pixel of every cell of the second row."""
+
+    def eye(images, cameras, memory_depth_m, floor_y):
+        depth, nothing = torch.full((len(images), *images.shape[2:]), 2.0), torch.zeros(len(images), 32, 48).bool()
+        depth[:, 8:16, torch.arange(48) % 8 >= 3] = 4.0
+        return Perceived(depth, nothing, nothing)
+
+    biased, walk = model.with_parts(see=eye), make_walk([0.0] * 9)
+    answers = candidates.generate, candidates.ABLATIONS["depth-edges"].answer
+    (without,), (within,) = (memories(monkeypatch, answer, biased, walk) for answer in answers)
+    assert without == (18, [2.0]) and within == (24, [2.0, 4.0])
+
+
+def test_perfect_recall_is_the_truth_where_it_was_seen(model, make_walk):
+    walk = make_walk([0.0, 1.5])
+    guess = candidates.ABLATIONS["perfect-recall"].answer(model, walk)
+    seen = seen_in_first_frame(walk.truth)[0]
+    assert 0.2 < seen.float().mean() < 0.8
+    assert torch.equal(guess.rgb[0, seen], reconstruct(model, walk.goal.rgb)[0, seen])
+    assert torch.equal(guess.rgb[0, ~seen], candidates.generate(model, walk).rgb[0, ~seen])
 
 
 def test_video_latents_are_those_that_were_denoised(model, make_walk):
