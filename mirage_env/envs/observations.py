@@ -72,6 +72,10 @@ def _depth_u8(view: View) -> np.ndarray:
     ]
 
 
+def _sky(view: View) -> np.ndarray:
+    return (view.frame.sky[-1].numpy() * np.uint8(255))[..., None]
+
+
 def _pose_space(layout: Layout) -> spaces.Space[Any]:
     bound = np.ones((4, 4), np.float32)
     bound[:3, 3] = FARTHEST_M
@@ -104,6 +108,7 @@ OBSERVATIONS: dict[str, Observation] = {
         lambda view: depth_m(view.frame, view.depth_range_m),
     ),
     "depth_u8": Observation(lambda at: spaces.Box(0, 255, (*at.size, 1), np.uint8), _depth_u8),
+    "sky": Observation(lambda at: spaces.Box(0, 255, (*at.size, 1), np.uint8), _sky),
     "world_from_camera": Observation(_pose_space, _pose),
     "intrinsics_px": Observation(
         lambda at: spaces.Box(-FARTHEST_M, FARTHEST_M, (3, 3), np.float32),
@@ -130,6 +135,7 @@ OBSERVATIONS: dict[str, Observation] = {
     rgb                 uint8 (H, W, 3)
     depth               float32 (H, W), z-depth in metres, clipped to `depth_range_m`; sky is at its far end
     depth_u8            uint8 (H, W, 1), the same, 0 at the near end and 255 at the far end, linear: for CNN policies
+    sky                 uint8 (H, W, 1), 255 where it is sky: as far as depth can say, and no way to go
     world_from_camera   float32 (4, 4), where the camera is now, whichever frame is on show
     intrinsics_px       float32 (3, 3), K in pixels, pixel centres at +0.5
     remembered          uint8 (h, w), 1 where the memory showed a latent cell, 0 where the model invented it

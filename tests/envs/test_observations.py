@@ -51,10 +51,11 @@ def test_each_lies_in_its_space_and_is_fresh(name: str, view: View) -> None:
 
 
 def test_what_they_say(view: View) -> None:
-    names = ("rgb", "remembered", "chunk_phase", "world_from_camera", "goal")
+    names = ("rgb", "sky", "remembered", "chunk_phase", "world_from_camera", "goal")
     seen = observe(names, view)
     assert tuple(seen) == names and seen in observation_space(names, LAYOUT)
     np.testing.assert_array_equal(seen["rgb"], view.frame.rgb[0].numpy())
+    np.testing.assert_array_equal(seen["sky"][..., 0], 255 * (np.arange(16) == 5)[:, None].repeat(24, 1))
     np.testing.assert_array_equal(seen["remembered"], [[1, 0, 1], [0, 0, 1]])
     assert seen["chunk_phase"] == 0.75
     assert seen["world_from_camera"][0] == pytest.approx([math.cos(0.5), 0.0, math.sin(0.5), 1.0])
