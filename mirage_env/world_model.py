@@ -241,6 +241,11 @@ class WorldModel:
         return self.codec.temporal_stride
 
     @property
+    def channels(self) -> int:
+        """Of a latent token."""
+        return self.codec.channels
+
+    @property
     def identity(self) -> dict[str, str]:
         """What another model must share to go on with a state of this one; names and values for people."""
         return {
@@ -296,6 +301,12 @@ class WorldModel:
         """What the memory alone shows to the cameras, decoded as it is; holes are filled from the last frame."""
         return self.draft_many([state], [cameras])[0]
 
+    @torch.inference_mode()
+    def readout(self, state: WorldState, cameras: Cameras) -> Readout:
+        """What the memory shows to the given pixel-resolution cameras (Eq. 5), on the latent grid."""
+        views = self._checked(cameras).resized(self.latent_size)
+        return self.memory.read(state.memory, views).grid or Readout.blank(views, self.channels)
+
     # Many worlds at once, of any histories and numbers of cameras. With `exact` every world gets the numbers that it
     # would get alone, to the bit; without, they may differ by the order of sums.
 
@@ -338,7 +349,7 @@ class WorldModel:
         seen = yield Ask("see", (images, camera, images.new_zeros(1, *self.latent_size), floor_y))
         if scene.depth_m is not None:
             seen = replace(seen, depth_m=self._given_depth(scene.depth_m))
-        memory = self.memory.empty(self.codec.channels, self.device)
+        memory = self.memory.empty(self.channels, self.device)
         first, memory = self._remember(memory, latents, rgb, seen, camera, camera[:0])
         state = WorldState(memory, first, first.apart(), floor_y, seed=0, frame=0, drift=0.0, prompt=scene.prompt)
         remembered = torch.ones(1, *self.latent_size, dtype=torch.bool, device=self.device)
@@ -352,7 +363,7 @@ class WorldModel:
         past = state.history.cameras
         views = Cameras.cat([past, grid])  # one projection serves the whole chunk
         reading = yield Ask("read", (state.memory, views))
-        readout = reading.grid or Readout.blank(views, self.codec.channels)
+        readout = reading.grid or Readout.blank(views, self.channels)
         shown = readout[len(past) :]
         condition = self._condition(state, targets, readout, reading)
         latents = yield Ask("denoise", (self._noise(state, condition), condition))
@@ -418,7 +429,7 @@ class WorldModel:
     def _shown(self, memory: State, views: Cameras) -> Work[Readout]:
         """What the memory shows of some views, at latent resolution."""
         reading = yield Ask("read", (memory, views))
-        return reading.grid or Readout.blank(views, self.codec.channels)
+        return reading.grid or Readout.blank(views, self.channels)
 
     def _settled(self, seen: Perceived, shown: Readout, cameras: Cameras, state: WorldState) -> Work[Perceived]:
         """What was seen, with its depth moved onto what the memory shows, and drawn where it shows nothing."""

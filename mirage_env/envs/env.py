@@ -30,7 +30,7 @@ from mirage_env.envs.occupancy import BODY_M, COLLISION_MODES, Occupancy
 from mirage_env.envs.registration import PlainSpec
 from mirage_env.envs.snapshots import Snapshot, identity, task_name, task_parameters
 from mirage_env.envs.untaken import Untaken
-from mirage_env.envs.world import Advance, Begin, Draft, Need, SceneSpec, Walk, World, answer
+from mirage_env.envs.world import Advance, Begin, Draft, LatentWorld, Need, SceneSpec, Walk, World, answer
 from mirage_env.errors import (
     InvalidValueError,
     SavedWorldError,
@@ -176,7 +176,10 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         self.action_space = actions.action_space(action_mode)
         self.depth_range_m = observations.check_depth_range(depth_range_m)
         self.obs = obs if isinstance(obs, str) else observations.parse_names(obs)
-        layout = observations.Layout(source.size, source.latent_size, self.depth_range_m)
+        channels = source.channels if isinstance(source, LatentWorld) else 0
+        if "latent" in observations.parse_names(obs) and not channels:
+            raise InvalidValueError('the observation "latent" needs a world with a latent memory; this one has none')
+        layout = observations.Layout(source.size, source.latent_size, self.depth_range_m, channels)
         self.observation_space = observations.observation_space(obs, layout)
         if task_kwargs is not None and not isinstance(task_kwargs, Mapping):
             raise InvalidValueError(f"task_kwargs must be a mapping of names to values, got {task_kwargs!r}")
@@ -595,16 +598,20 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         )
 
     def _observe(self, episode: Episode, moment: tasks.Moment) -> Any:
-        goal = getattr(self.task, "goal", None)
+        goal, names, latent = getattr(self.task, "goal", None), observations.parse_names(self.obs), None
+        if "latent" in names and isinstance(self.world, LatentWorld):
+            shown = self.world.readout(episode.world, self._cameras(episode, [episode.pose]))
+            latent = shown.tokens[0].cpu().numpy()
         view = observations.View(
             frame=episode.shown,
             pose=episode.pose,
             intrinsics_px=episode.scene.intrinsics_px.numpy(),
             depth_range_m=self.depth_range_m,
             chunk_share=len(episode.pending) / self.chunk,
-            goal=goal(episode.task, moment) if goal and "goal" in observations.parse_names(self.obs) else None,
+            goal=goal(episode.task, moment) if goal and "goal" in names else None,
             occupancy=episode.occupancy,
             last_action=episode.last_action,
+            latent=latent,
         )
         return observations.observe(self.obs, view)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from mirage_env.envs.env import Episode, WalkEnv
 from mirage_env.envs.floor_plan import FloorPlan
 from mirage_env.envs.mirage_sim import check_scene_seed, draw_scene_seed, truly_moved
 from mirage_env.envs.simulator_world import SimulatorState, SimulatorWorld
-from mirage_env.envs.world import SceneSpec, World
+from mirage_env.envs.world import LatentWorld, SceneSpec, World
 from mirage_env.errors import UnknownNameError, check_size
-from mirage_env.types import Cameras, Frames
+from mirage_env.types import Cameras, Frames, Readout
 
 JUDGES = ("truth", "dream")
 SAME_DB = 100.0
@@ -45,6 +45,7 @@ class TwinWorld:
     def __init__(self, dream: World, truth: SimulatorWorld):
         self.dream, self.truth = dream, truth
         self.size, self.latent_size, self.temporal_stride = dream.size, dream.latent_size, dream.temporal_stride
+        self.channels = dream.channels if isinstance(dream, LatentWorld) else 0
 
     def begin(self, scene: SceneSpec, seed: int) -> tuple[Frames, TwinState]:
         shown, truth = self.truth.begin(scene, seed)
@@ -68,6 +69,10 @@ class TwinWorld:
         """The state with the dream's part on the dream's device."""
         place = getattr(self.dream, "placed", None)
         return state if place is None else replace(state, dream=place(state.dream))
+
+    def readout(self, state: TwinState, cameras: Cameras) -> Readout:
+        """What the dream's memory shows."""
+        return cast(LatentWorld, self.dream).readout(state.dream, cameras)
 
     def stats(self, state: TwinState) -> dict[str, Any]:
         return self.dream.stats(state.dream)

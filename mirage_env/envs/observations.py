@@ -19,7 +19,7 @@ from mirage_env.types import Frames
 DEFAULT_OBS = ("rgb", "depth_u8")
 """Two pictures: depth in metres is a picture to nobody, and Stable-Baselines3 would flatten it."""
 FARTHEST_M = 1e4
-"""Bound of the translation in `world_from_camera`: spaces want finite bounds."""
+"""Bound of the translation in `world_from_camera` and of tokens: spaces want finite bounds."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Layout:
     size: tuple[int, int]
     latent_size: tuple[int, int]
     depth_range_m: tuple[float, float]
+    latent_channels: int = 0
+    """Of the memory's tokens; 0 for a world without one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class View:
     occupancy: Occupancy
     last_action: tuple[float, ...]
     """What it asked for, see `Motion`, in units of a step and of a turn; then 1 where not all of it could be done."""
+    latent: Float32[np.ndarray, "C h w"] | None = None
+    """What the memory shows from here, where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ def _pose(view: View) -> np.ndarray:
     return np.clip(world_from_camera([view.pose])[0].numpy(), -bound, bound)
 
 
+def _latent(view: View) -> np.ndarray:
+    assert view.latent is not None  # checked when the environment was made
+    return view.latent.clip(-FARTHEST_M, FARTHEST_M)
+
+
 def _map(view: View) -> np.ndarray:
     around = view.occupancy.map_around(view.pose.x, view.pose.z, view.pose.yaw)
     return (around * np.uint8(255 // SOLID))[..., None]
@@ -118,6 +127,9 @@ OBSERVATIONS: dict[str, Observation] = {
         lambda at: spaces.Box(0, 1, at.latent_size, np.uint8),
         lambda view: view.frame.remembered[-1].numpy().astype(np.uint8),
     ),
+    "latent": Observation(
+        lambda at: spaces.Box(-FARTHEST_M, FARTHEST_M, (at.latent_channels, *at.latent_size), np.float32), _latent
+    ),
     "map": Observation(lambda at: spaces.Box(0, 255, (AROUND_CELLS, AROUND_CELLS, 1), np.uint8), _map),
     "chunk_phase": Observation(
         lambda at: spaces.Box(0.0, 1.0, (1,), np.float32),
@@ -139,6 +151,8 @@ OBSERVATIONS: dict[str, Observation] = {
     world_from_camera   float32 (4, 4), where the camera is now, whichever frame is on show
     intrinsics_px       float32 (3, 3), K in pixels, pixel centres at +0.5
     remembered          uint8 (h, w), 1 where the memory showed a latent cell, 0 where the model invented it
+    latent              float32 (C, h, w), the readout itself: the tokens that the memory, which holds all that was
+                        generated, shows to the camera where it is now; 0 for none. Of generated worlds
     map                 uint8 (32, 32, 1), 8 x 8 m around the body, ahead is up: 0 not seen, 127 free, 254 solid
     chunk_phase         float32 (1,), steps since the last generated frame over steps a chunk: 0 when it is generated
     last_action         float32 (7,), right, down, forward, yaw, pitch, roll that the last action asked for, in units of

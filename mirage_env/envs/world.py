@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from mirage_env.types import Cameras, Frames, SceneSpec
+from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 
-__all__ = ["Advance", "Begin", "Draft", "Need", "SceneSpec", "Walk", "World", "answer"]
+__all__ = ["Advance", "Begin", "Draft", "LatentWorld", "Need", "SceneSpec", "Walk", "World", "answer"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,20 @@ class World(Protocol):
 
     def stats(self, state: Any) -> dict[str, Any]:
         """`memory_points` and `memory_bytes` (int), `drift` (float, 0 is none)."""
+        ...
+
+
+@runtime_checkable
+class LatentWorld(World, Protocol):
+    """One whose memory holds latent tokens."""
+
+    @property
+    def channels(self) -> int:
+        """Of a token."""
+        ...
+
+    def readout(self, state: Any, cameras: Cameras) -> Readout:
+        """What the memory shows to pixel-resolution cameras (Eq. 5), on the grid `latent_size`."""
         ...
 
 

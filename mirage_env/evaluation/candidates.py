@@ -158,8 +158,9 @@ def generate_from_video_latents(model: WorldModel, walk: Walk) -> Guess:
 def generate_with_perfect_recall(model: WorldModel, walk: Walk) -> Guess:
     """What no memory of one picture can exceed with this codec and these inventions: the codec's own picture of the
     truth wherever the first frame shows the place, the model's elsewhere."""
-    guess, seen = generate(model, walk), seen_in_first_frame(walk.truth)
-    return Guess(torch.where(seen[..., None], reconstruct(model, walk.goal.rgb), guess.rgb))
+    seen, guess = seen_in_first_frame(walk.truth)[..., None], generate(model, walk).rgb
+    assert guess is not None
+    return Guess(torch.where(seen, reconstruct(model, walk.goal.rgb), guess))
 
 
 def generate_training_free(model: WorldModel, walk: Walk) -> Guess:

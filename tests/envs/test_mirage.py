@@ -25,7 +25,8 @@ from mirage_env.envs.mirage import MirageEnv, picture_pool
 from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError, check_array, check_size
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
-from mirage_env.types import Frames, SceneSpec
+from mirage_env.types import Cameras, Frames, SceneSpec
+from mirage_env.world_model import WorldModel
 
 SIZE = (32, 40)
 
@@ -192,8 +193,10 @@ def test_the_spec_can_be_written_to_json(pictures: Path, kind: type) -> None:
     assert (again.reset(seed=0)[0]["rgb"] == 30).all() and again.num_envs == 2
 
 
-def test_a_real_model_steps_restores_and_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small random world model through the whole contract: no picture worth seeing, but real parts."""
+@pytest.fixture
+def real_model(monkeypatch: pytest.MonkeyPatch) -> WorldModel:
+    """A small random world model: no picture worth seeing, but real parts."""
+    torch.manual_seed(0)
     codec = CodecConfig(
         channels=6, base_dim=8, decoder_base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, is_residual=True
     )
@@ -203,9 +206,41 @@ def test_a_real_model_steps_restores_and_pickles(monkeypatch: pytest.MonkeyPatch
     perception = PerceptionConfig(widths=(8, 16), blocks=1)
     preset = world_model.Preset(codec, perception, MemoryConfig(), shape, SamplerConfig(steps=2))
     parts = WanCodec(codec), TinyPerception(perception), Denoiser(shape)
-    model = world_model.WorldModel(preset, *parts, (32, 48))
+    model = WorldModel(preset, *parts, (32, 48))
     monkeypatch.setattr(world_model, "load_world", lambda *_: model)
+    return model
 
+
+def test_the_readout_itself_is_an_observation(real_model: WorldModel) -> None:
+    env = gym.make("Mirage-v0", size=(32, 48), chunk=2, obs=("rgb", "latent"))
+    space = env.observation_space["latent"]
+    assert space.shape == (6, 4, 6) and space.dtype == np.float32
+    first, _ = env.reset(seed=0)
+    state = env.unwrapped._episode.world
+    written = set(map(tuple, state.memory.tokens.tolist()))
+    cells = {tuple(cell) for cell in first["latent"].reshape(6, -1).T.tolist()}
+    assert cells - {(0.0,) * 6} == written and len(written) > 1  # from where it was written it shows what was written
+    for generated in (False, True):  # a draft is seen from the new place, by the memory of the last chunk
+        obs, *_, info = env.step(np.array([1.0, 0.0, 1.0], np.float32))
+        assert info["generated"] is generated and obs in env.observation_space
+        episode, pose = env.unwrapped._episode, torch.from_numpy(info["world_from_camera"])
+        camera = Cameras(pose[None], episode.scene.intrinsics_px[None], (32, 48))
+        shown = real_model.readout(episode.world, camera)
+        np.testing.assert_array_equal(obs["latent"], shown.tokens[0].numpy())
+        assert (episode.world is state) is not generated
+    assert not np.array_equal(obs["latent"], first["latent"])
+    here = env.unwrapped.snapshot()
+    assert data_equivalence(env.unwrapped.restore(here)[0], obs, exact=True)
+
+
+def test_only_worlds_with_a_latent_memory_show_it(real_model: WorldModel) -> None:
+    twin = gym.make("MirageTwin-v0", size=(32, 48), obs="latent").unwrapped
+    assert twin.reset(seed=0)[0].shape == (6, 4, 6)
+    with pytest.raises(InvalidValueError, match='"latent" needs a world with a latent memory; this one has none'):
+        gym.make("MirageSim-v0", size=(32, 48), obs=("rgb", "latent"))
+
+
+def test_a_real_model_steps_restores_and_pickles(real_model: WorldModel) -> None:
     check_env(gym.make("Mirage-v0", size=(32, 48), disable_env_checker=True).unwrapped, skip_render_check=True)
     env = gym.make("Mirage-v0", size=(32, 48), chunk=2, task="explore", max_episode_steps=5)
     env.reset(seed=0)

@@ -25,7 +25,7 @@ from mirage_env.envs.occupancy import Occupancy
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.types import Cameras, Frames
 
-LAYOUT = Layout(size=(16, 24), latent_size=(2, 3), depth_range_m=(0.1, 20.0))
+LAYOUT = Layout(size=(16, 24), latent_size=(2, 3), depth_range_m=(0.1, 20.0), latent_channels=5)
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def view() -> View:
     frame = Frames(rgb, depth, sky, ~sky, remembered, Cameras(torch.eye(4)[None], torch.eye(3)[None], (16, 24)))
     goal = np.array([2.0, 0.0, 1.0])
     place, lens, known = Pose(x=1.0, yaw=0.5), np.eye(3, dtype=np.float32), Occupancy.empty(1.2)
-    return View(frame, place, lens, LAYOUT.depth_range_m, 0.75, goal, known, (0.0, 0.0, 1.0, -0.5, 0.0, 0.0, 1.0))
+    last_action, latent = (0.0, 0.0, 1.0, -0.5, 0.0, 0.0, 1.0), np.full((5, 2, 3), -3e4, np.float32)
+    return View(frame, place, lens, LAYOUT.depth_range_m, 0.75, goal, known, last_action, latent)
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
@@ -74,7 +75,7 @@ def test_depth_is_finite_and_clipped_and_sky_is_far(view: View) -> None:
     ("obs", "error", "text"),
     [
         ("rbg", UnknownNameError, 'unknown observation "rbg"; known are chunk_phase, depth.*did you mean "rgb"'),
-        (("rgb", "latent"), UnknownNameError, 'unknown observation "latent"'),
+        (("rgb", "latents"), UnknownNameError, 'unknown observation "latents"; .*did you mean "latent"'),
         ((), InvalidValueError, "at least one observation"),
         (("rgb", "rgb"), InvalidValueError, "each once"),
     ],
