@@ -105,20 +105,17 @@ class Explore:
     """Reward 1 (times `scale`) for each cubic metre that becomes known: seen twice alike, carved free or found solid.
 
     The second sighting protects from rewarding noise. With `chunk=n` the reward comes when the chunk is generated.
-    A step that is hindered costs `hindered_cost`.
     """
 
-    def __init__(self, scale: Any = 1.0, hindered_cost: Any = 0.0):
+    def __init__(self, scale: Any = 1.0):
         self.scale = check_number("scale", scale, -1e6, 1e6)
-        self.hindered_cost = check_number("hindered_cost", hindered_cost, -1e6, 1e6)
 
     def begin(self, moment: Moment, np_random: np.random.Generator) -> None:
         return None
 
     def judge(self, state: None, moment: Moment) -> Verdict:
-        new_m3, hindered = moment.new_voxels * VOXEL_M**3, float(moment.collided)
-        reward = self.scale * new_m3 - self.hindered_cost * hindered
-        return Verdict(reward=reward, terms={"new_m3": new_m3, "hindered": hindered})
+        new_m3 = moment.new_voxels * VOXEL_M**3
+        return Verdict(reward=self.scale * new_m3, terms={"new_m3": new_m3})
 
 
 class PointGoalState(NamedTuple):

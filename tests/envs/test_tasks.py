@@ -83,18 +83,6 @@ def test_explore_pays_for_what_becomes_known_once(box_room: Callable[..., Any]) 
     assert isinstance(make_task("explore"), Explore) and total > 10
 
 
-def test_explore_may_charge_for_hindered_steps(box_room: Callable[..., Any]) -> None:
-    env = box_room(task="explore", task_kwargs={"hindered_cost": 0.5}, action_mode="discrete", step_m=1.0)
-    env.reset(seed=0)
-    hindered = []
-    for _ in range(8):
-        _, reward, _, _, info = env.step(1)
-        terms = info["reward_terms"]
-        assert reward == pytest.approx(terms["new_m3"] - 0.5 * terms["hindered"])
-        hindered.append(terms["hindered"])
-    assert hindered[0] == 0.0 and hindered[-1] == 1.0 and sum(hindered) == info["collisions"]
-
-
 def test_explore_pays_the_same_for_a_chunk_when_it_is_generated(box_room: Callable[..., Any]) -> None:
     def rewards(chunk: int) -> list[float]:
         env = box_room(task="explore", chunk=chunk, action_mode="discrete")
