@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -65,8 +66,8 @@ METRICS = {
     "return_psnr_db": Metric("PSNR on return", "dB", "up", "the later frame of every pair against the truth"),
     "psnr_lost_db": Metric("PSNR lost", "dB", "down", "chunk 2 minus chunk 16, equal views"),
     "sharpness_ratio": Metric("sharpness", "", "one", "gradient energy of the frames over that of the given picture"),
-    "sky_iou": Metric("sky IoU", "", "up", "all pixels of a walk together"),
-    "dynamic_iou": Metric("moving IoU", "", "up", "all pixels of a walk together"),
+    "sky_iou": Metric("sky IoU", "", "up", "intersection over union of all pixels of all walks together"),
+    "dynamic_iou": Metric("moving IoU", "", "up", "the same of things that move by themselves"),
 }  # fmt: skip
 
 
@@ -80,6 +81,8 @@ class Score:
     """Of every frame."""
     depth_abs_rel: list[float]
     """Of every chunk of 8 frames."""
+    overlap_px: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of `sky_iou` and `dynamic_iou`, where they exist: pixels in both masks, and in either."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,13 @@ class Judge:
         frames, values = ([math.nan] * len(self.static), {}) if guess.rgb is None else self._pictures(guess.rgb)
         errors, depth = ([], {}) if guess.depth_m is None or not self.walk.geometry else self._depth(guess.depth_m)
         values |= depth
+        overlap_px = {}
         if self.walk.geometry and guess.sky is not None and guess.dynamic is not None:
             goal = self.walk.goal
-            values |= {"sky_iou": iou(guess.sky, goal.sky), "dynamic_iou": iou(guess.dynamic, goal.dynamic)}
-        return Score({**dict.fromkeys(METRICS, math.nan), **values}, frames, errors)
+            masks = {"sky_iou": (guess.sky, goal.sky), "dynamic_iou": (guess.dynamic, goal.dynamic)}
+            values |= {name: iou(*pair) for name, pair in masks.items()}
+            overlap_px = {name: (int((a & b).sum()), int((a | b).sum())) for name, (a, b) in masks.items()}
+        return Score({**dict.fromkeys(METRICS, math.nan), **values}, frames, errors, overlap_px)
 
     def _pictures(self, rgb: UInt8[Tensor, "T H W 3"]) -> tuple[list[float], dict[str, float]]:
         """PSNR of every frame, and all that pictures are scored by."""

@@ -18,10 +18,7 @@ Results = Sequence[SceneResult]
 
 def summarise(results: Results) -> dict[str, dict[str, Interval]]:
     """candidate -> metric -> mean over scenes with its 95% bootstrap interval, for metrics that anybody scored."""
-    table = {
-        name: {metric: bootstrap([r.value(name, metric) for r in results]) for metric in METRICS}
-        for name in names_of(results)
-    }
+    table = {name: {metric: _of(name, metric)(results) for metric in METRICS} for name in names_of(results)}
     scored = [m for m in METRICS if any(row[m].scenes for row in table.values())]
     return {name: {m: row[m] for m in scored} for name, row in table.items()}
 
@@ -95,7 +92,17 @@ class Bar:
 
 
 def _of(candidate: str, metric: str) -> Callable[[Results], Interval]:
+    if metric in ("sky_iou", "dynamic_iou"):
+        return lambda results: pooled_iou(results, candidate, metric)
     return lambda results: bootstrap([r.value(candidate, metric) for r in results])
+
+
+def pooled_iou(results: Results, candidate: str, metric: str) -> Interval:
+    """Over all pixels of all scenes together, as sets of masks are scored: by scene, one without any sky and with a
+    false pixel of it would count 0. Scenes where neither truth nor candidate has any count for nothing."""
+    known = [r.scores[candidate].overlap_px.get(metric, (0, 0)) for r in results if candidate in r.scores]
+    pairs = [pair for pair in known if pair[1]]
+    return bootstrap_ratio([both for both, _ in pairs], [either for _, either in pairs])
 
 
 _NOVEL = [

@@ -28,7 +28,7 @@ from mirage_env.evaluation.report import write_report
 from mirage_env.evaluation.run import SceneResult, moments, run_suite
 from mirage_env.evaluation.scores import METRICS, Score
 from mirage_env.evaluation.suites import Suite, Take
-from mirage_env.evaluation.summary import Bar, as_json, curve, gap_closed, margin, readout_table, summarise
+from mirage_env.evaluation.summary import Bar, as_json, curve, gap_closed, margin, pooled_iou, readout_table, summarise
 from mirage_env.evaluation.walk import Walk
 
 
@@ -118,6 +118,20 @@ def test_summaries_margins_and_the_headline():
     assert gap_closed(results) == (pytest.approx(0.3), pytest.approx(0.1), pytest.approx(0.5), 2)
     assert [x.mean for x in curve(results, "model")] == [23.0, 24.0]
     assert math.isnan(results[0].value("nobody", "psnr_db")) and readout_table(results) == {}
+
+
+def test_masks_are_scored_over_all_pixels_of_a_suite():
+    """A scene without sky in which a few pixels are taken for it counts by them; one with neither does not."""
+    blank = dict.fromkeys(METRICS, math.nan)
+    pixels = [(90, 100), (0, 5), (0, 0), None]
+    results = [
+        SceneResult(str(k), {"eye": Score(blank, [], [], {} if x is None else {"sky_iou": x})}, {}, {}, Path())
+        for k, x in enumerate(pixels)
+    ]
+    found = pooled_iou(results, "eye", "sky_iou")
+    assert (found.mean, found.low, found.high, found.scenes) == (pytest.approx(90 / 105), 0.0, 0.9, 2)
+    assert summarise(results) == {"eye": {"sky_iou": found}}
+    assert pooled_iou(results, "eye", "dynamic_iou").scenes == 0 == pooled_iou(results, "nobody", "sky_iou").scenes
 
 
 def test_bars():

@@ -51,6 +51,17 @@ def test_moving_things_do_not_count(make_walk):
     assert Judge.of(walk, GRID).score(wrong).values["psnr_db"] == pytest.approx(MAX_PSNR_DB)
 
 
+def test_masks_overlap_by_their_pixels(make_walk):
+    walk = make_walk([0.0, 0.1, 0.2])
+    moving = torch.zeros_like(walk.truth.dynamic)
+    moving[:, :8, :10] = True
+    walk, found = replace(walk, truth=replace(walk.truth, dynamic=moving)), moving[1:].roll(5, 2)
+    score = Judge.of(walk, GRID).score(Guess(None, walk.goal.depth_m, walk.goal.sky, found))
+    assert score.overlap_px == {"sky_iou": (0, 0), "dynamic_iou": (2 * 8 * 5, 2 * 8 * 15)}
+    assert score.values["dynamic_iou"] == pytest.approx(1 / 3) and math.isnan(score.values["sky_iou"])
+    assert Judge.of(walk, GRID).score(Guess(walk.goal.rgb)).overlap_px == {}
+
+
 def test_remembered_and_invented_cells_share_no_pixel(make_walk):
     walk = make_walk(ALONG)
     wrong = the_truth_about(walk)
