@@ -24,7 +24,7 @@ from mirage_env.errors import InvalidValueError, UnknownNameError, check_count, 
 from mirage_env.simulator.materials import TRAINING_BANKS
 from mirage_env.types import Cameras, Frames
 
-PICTURES = ("rgb", "depth_u8", "depth", "sky", "map", "remembered")
+PICTURES = ("rgb", "depth_u8", "depth", "sky", "map", "remembered", "latent")
 """Observations that eyes make."""
 
 
