@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, SupportsFloat, TypeVar
+from typing import Any, SupportsFloat, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -175,16 +175,17 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         self.world = source
         self.action_space = actions.action_space(action_mode)
         self.depth_range_m = observations.check_depth_range(depth_range_m)
-        self.obs = obs if isinstance(obs, str) else observations.parse_names(obs)
+        self._names = observations.parse_names(obs)
+        self.obs = obs if isinstance(obs, str) else self._names
         channels = source.channels if isinstance(source, LatentWorld) else 0
-        if "latent" in observations.parse_names(obs) and not channels:
+        if "latent" in self._names and not channels:
             raise InvalidValueError('the observation "latent" needs a world with a latent memory; this one has none')
         layout = observations.Layout(source.size, source.latent_size, self.depth_range_m, channels)
         self.observation_space = observations.observation_space(obs, layout)
         if task_kwargs is not None and not isinstance(task_kwargs, Mapping):
             raise InvalidValueError(f"task_kwargs must be a mapping of names to values, got {task_kwargs!r}")
         self.task = tasks.make_task(task, **(task_kwargs or {}))
-        if "goal" in observations.parse_names(obs) and not hasattr(self.task, "goal"):
+        if "goal" in self._names and not hasattr(self.task, "goal"):
             raise InvalidValueError('the observation "goal" needs a task with a goal; this task has none')
 
         self.action_mode, self.feedback, self.collision = action_mode, feedback, collision
@@ -598,9 +599,9 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
         )
 
     def _observe(self, episode: Episode, moment: tasks.Moment) -> Any:
-        goal, names, latent = getattr(self.task, "goal", None), observations.parse_names(self.obs), None
-        if "latent" in names and isinstance(self.world, LatentWorld):
-            shown = self.world.readout(episode.world, self._cameras(episode, [episode.pose]))
+        goal, latent = getattr(self.task, "goal", None), None
+        if "latent" in self._names:  # only where the world is one, which was checked when this was made
+            shown = cast(LatentWorld, self.world).readout(episode.world, self._cameras(episode, [episode.pose]))
             latent = shown.tokens[0].cpu().numpy()
         view = observations.View(
             frame=episode.shown,
@@ -608,7 +609,7 @@ class WalkEnv(gym.Env[Any, Any], EzPickle):
             intrinsics_px=episode.scene.intrinsics_px.numpy(),
             depth_range_m=self.depth_range_m,
             chunk_share=len(episode.pending) / self.chunk,
-            goal=goal(episode.task, moment) if goal and "goal" in names else None,
+            goal=goal(episode.task, moment) if goal and "goal" in self._names else None,
             occupancy=episode.occupancy,
             last_action=episode.last_action,
             latent=latent,

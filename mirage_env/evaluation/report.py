@@ -87,9 +87,8 @@ def print_summary(console: Console, suite: str, results: Sequence[SceneResult]) 
                 f"aim {bar.aim:g}: {_VERDICTS[bar.verdict(value)]}"
             )
     scores = summarise(results)
-    metrics = [
-        m for m in next(iter(scores.values()), {}) if m not in ("sky_iou", "dynamic_iou", "depth_aligned_abs_rel")
-    ]
+    scored = next(iter(scores.values()), {})
+    metrics = [m for m in scored if not METRICS[m].pooled and m != "depth_aligned_abs_rel"]
     table = Table(title=f"{suite}: means over {len(results)} scenes")
     table.add_column("", no_wrap=True)
     for metric in metrics:

@@ -39,6 +39,8 @@ class Metric:
     better: str
     """up, down, or one (closer to 1)."""
     about: str
+    pooled: bool = False
+    """Of all scenes together, by `Score.overlap_px`; else the mean over scenes."""
 
 
 METRICS = {
@@ -66,8 +68,8 @@ METRICS = {
     "return_psnr_db": Metric("PSNR on return", "dB", "up", "the later frame of every pair against the truth"),
     "psnr_lost_db": Metric("PSNR lost", "dB", "down", "chunk 2 minus chunk 16, equal views"),
     "sharpness_ratio": Metric("sharpness", "", "one", "gradient energy of the frames over that of the given picture"),
-    "sky_iou": Metric("sky IoU", "", "up", "intersection over union of all pixels of all walks together"),
-    "dynamic_iou": Metric("moving IoU", "", "up", "the same of things that move by themselves"),
+    "sky_iou": Metric("sky IoU", "", "up", "intersection over union of all pixels of all walks together", True),
+    "dynamic_iou": Metric("moving IoU", "", "up", "the same of things that move by themselves", True),
 }  # fmt: skip
 
 
@@ -82,7 +84,7 @@ class Score:
     depth_abs_rel: list[float]
     """Of every chunk of 8 frames."""
     overlap_px: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Of `sky_iou` and `dynamic_iou`, where they exist: pixels in both masks, and in either."""
+    """Of every pooled metric that exists: pixels in both masks, and in either."""
 
 
 @dataclass(frozen=True)

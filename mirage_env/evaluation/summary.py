@@ -17,7 +17,8 @@ Results = Sequence[SceneResult]
 
 
 def summarise(results: Results) -> dict[str, dict[str, Interval]]:
-    """candidate -> metric -> mean over scenes with its 95% bootstrap interval, for metrics that anybody scored."""
+    """candidate -> metric -> mean over scenes, or what all together score, with its 95% bootstrap interval, for metrics
+    that anybody scored."""
     table = {name: {metric: _of(name, metric)(results) for metric in METRICS} for name in names_of(results)}
     scored = [m for m in METRICS if any(row[m].scenes for row in table.values())]
     return {name: {m: row[m] for m in scored} for name, row in table.items()}
@@ -92,7 +93,7 @@ class Bar:
 
 
 def _of(candidate: str, metric: str) -> Callable[[Results], Interval]:
-    if metric in ("sky_iou", "dynamic_iou"):
+    if METRICS[metric].pooled:
         return lambda results: pooled_iou(results, candidate, metric)
     return lambda results: bootstrap([r.value(candidate, metric) for r in results])
 
