@@ -69,7 +69,7 @@ def with_memory(make: Callable[[WorldModel], Memory]) -> Answer:
 
 def paper_memory(model: WorldModel) -> Memory:
     """Every admissible cell of every keyframe is added (Eq. 6), depth edges too; nothing is ever dropped."""
-    return LatentMemory(MemoryConfig(write_rule="paper", reject_depth_edges=False))
+    return LatentMemory(MemoryConfig(write_rule="paper", depth_edges="keep"))
 
 
 def unbounded_memory(model: WorldModel) -> Memory:
@@ -84,8 +84,8 @@ def tight_memory(model: WorldModel) -> Memory:
 
 
 def edge_memory(model: WorldModel) -> Memory:
-    """As it is written, and cells that hold more than one surface, too, at the median of their depth."""
-    return LatentMemory(replace(latent_config(model), reject_depth_edges=False, depth_downsample="median"))
+    """As it is written, and of every frame the cells that hold more than one surface, at the median of their depth."""
+    return LatentMemory(replace(latent_config(model), depth_edges="keep", depth_downsample="median"))
 
 
 def rgb_memory(model: WorldModel) -> Memory:
@@ -243,7 +243,7 @@ REFERENCES = tuple(name for name in STANDARD if name not in ("model", "no-memory
 ABLATIONS = {
     "paper-write": Candidate("the paper's write rule: every cell is added", with_memory(paper_memory)),
     "unbounded": Candidate("the memory has no budget: nothing is ever dropped", with_memory(unbounded_memory)),
-    "depth-edges": Candidate("cells that hold a depth edge are remembered, too", with_memory(edge_memory)),
+    "depth-edges": Candidate("cells with a depth edge are remembered of every frame", with_memory(edge_memory)),
     "tight-budget": Candidate("the memory holds 1,024 points at most", with_memory(tight_memory)),
     "rgb-memory": Candidate("colours are remembered, rendered and encoded at every read", with_memory(rgb_memory)),
     "pixel-lifted": Candidate("tokens lifted at pixel resolution", with_memory(pixel_lifted_memory)),

@@ -153,7 +153,7 @@ def over_chunks(
 ) -> dict[str, list[ChunkCost]]:
     """Latent and RGB memory after every chunk; where one encode was timed before, `encode_ms`, it is added to reads."""
     clock = Clock()
-    options: dict[str, Any] = {"write_rule": rule, "reject_depth_edges": rule != "paper"}
+    options: dict[str, Any] = {"write_rule": rule, "depth_edges": "keep" if rule == "paper" else "reject"}
     memories: dict[str, Any] = {
         "latent": LatentMemory(MemoryConfig(**options, token_dtype="float16")),
         "rgb": RgbMemory(RgbMemoryConfig(**options, depth_downsample="nearest"), clock.around("encode", encode)),

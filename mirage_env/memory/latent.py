@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
+from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.geometry.poses import check_cameras
@@ -21,6 +22,7 @@ from mirage_env.memory.splat import Cloud, check_kinds, frontmost, splat_many
 from mirage_env.types import Cameras, Readout
 
 WriteRule = Literal["paper", "novel"]
+DepthEdges = Literal["reject", "first", "keep"]
 SKY_M = 1e3
 """Depth at which the sky is shown: no step of a walk shifts it."""
 TokenDtype = Literal["float16", "float32", "uint8"]
@@ -178,7 +180,7 @@ class MemoryState(State):
 
 @dataclass(frozen=True)
 class MemoryConfig(AnyMemoryConfig):
-    """How the memory is written. The paper's: `MemoryConfig(write_rule="paper", reject_depth_edges=False)`."""
+    """How the memory is written. The paper's: `MemoryConfig(write_rule="paper", depth_edges="keep")`."""
 
     kind: Literal["latent"] = "latent"
     write_rule: WriteRule = "novel"
@@ -192,8 +194,11 @@ class MemoryConfig(AnyMemoryConfig):
     them the one wins whose footprint fits the cell best. 0: the frontmost wins, whatever its size (Eq. 5)."""
     depth_downsample: DepthDownsample = "bilinear"
     """How depth comes down to the latent grid; see `depth_to_grid`."""
-    reject_depth_edges: bool = True
-    """Leave out cells that hold more than one surface: their token is a blend and their depth lies in the air."""
+    depth_edges: DepthEdges = "reject"
+    """What becomes of cells that hold more than one surface: their token is a blend and their depth lies in the air.
+    reject: they are left out. first: of the first frame, which somebody gave, they are remembered at the median of
+    their depth, unless a pixel moves; what is made up from there on has edges in doubtful places. keep: they are cells
+    like any other, as in the paper."""
     depth_step: float = 0.1
     """The relative jump of depth inside a cell that makes it an edge."""
     max_points: int | None = None
@@ -208,7 +213,12 @@ class MemoryConfig(AnyMemoryConfig):
     uint8 is for colours."""
 
     def __post_init__(self) -> None:
-        choices = {"write_rule": WriteRule, "depth_downsample": DepthDownsample, "token_dtype": TokenDtype}
+        choices = {
+            "write_rule": WriteRule,
+            "depth_downsample": DepthDownsample,
+            "depth_edges": DepthEdges,
+            "token_dtype": TokenDtype,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in get_args(known):
                 raise UnknownNameError(name, getattr(self, name), get_args(known))
@@ -283,7 +293,7 @@ class LatentMemory:
         """The memory after T keyframes.
 
         Moving things never enter it, and sky only by direction (`sky_points`), cells of nothing else. Any other
-        cell is admissible where its depth is finite and positive and, if `reject_depth_edges`, it holds one surface.
+        cell is admissible where its depth is finite and positive and, but for `depth_edges`, it holds one surface.
 
         Rule "paper" adds every admissible cell (Eq. 6). Rule "novel" looks, frame by frame, at what the memory shows
         from there, and adds an admissible cell where it shows
@@ -313,14 +323,12 @@ class LatentMemory:
         return after if known is sky else replace(after, sky=known)
 
     def _write_surfaces(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
-        latents, depth_m, valid, cameras = record.latents, record.depth_m, record.static, record.cameras
+        latents = record.latents
         frames, channels, height, width = latents.shape
-        grid = cameras.resized((height, width))
-        depth = depth_to_grid(depth_m, valid, (height, width), self.config.depth_downsample)
+        grid = record.cameras.resized((height, width))
+        depth, rejected = self._depth(record, (height, width), first=len(state) == 0)
         lifted = backproject(depth, grid)
-        admissible = torch.isfinite(lifted).all(3)
-        if self.config.reject_depth_edges:
-            admissible &= ~straddles_edge(depth_m, valid, (height, width), self.config.depth_step)
+        admissible = torch.isfinite(lifted).all(3) & ~rejected
 
         # One table of what is and what may be; a memory is a choice of its rows.
         focal = (grid.intrinsics_px[:, 0, 0] * grid.intrinsics_px[:, 1, 1]).sqrt()
@@ -346,6 +354,24 @@ class LatentMemory:
             ids=torch.arange(state.next_id, state.next_id + len(added), device=added.device),
         )
         return MemoryState(_succeeding(state.blocks, chosen[:count], new), state.next_id + len(added), state.sky)
+
+    def _depth(
+        self, record: ChunkRecord, grid: tuple[int, int], first: bool
+    ) -> tuple[Float[Tensor, "T h w"], Bool[Tensor, "T h w"]]:
+        """Depth of every cell, and the cells with an edge that are left out; `first`: nothing is remembered yet."""
+        depth_m, valid, config = record.depth_m, record.static, self.config
+        depth = depth_to_grid(depth_m, valid, grid, config.depth_downsample)
+        if config.depth_edges == "keep":
+            return depth, torch.zeros_like(depth, dtype=torch.bool)
+        rejected = straddles_edge(depth_m, valid, grid, config.depth_step)
+        if config.depth_edges == "first" and first:
+            median = depth_to_grid(depth_m, valid, grid, "median")
+            still = F.adaptive_max_pool2d(record.dynamic.float(), grid) == 0
+            some = median.isfinite() & (still | ~rejected)
+            one = int(some.flatten(1).any(1).int().argmax())  # a frame with nothing to remember is not the first
+            depth[one] = torch.where(rejected[one], median[one], depth[one])
+            rejected[one] &= ~still[one]
+        return depth, rejected
 
     def _choose_novel(
         self,

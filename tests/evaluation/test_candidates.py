@@ -82,7 +82,7 @@ def test_pixels_are_lifted_by_their_own_depth(model, make_walk):
     camera, nothing = walk.truth.cameras, torch.zeros(1, 32, 48, dtype=torch.bool)
     depth = 2.0 + torch.rand(1, 32, 48)
     record = ChunkRecord(torch.randn(1, 6, 4, 6), depth, nothing, nothing, camera)
-    config = MemoryConfig(reject_depth_edges=False)
+    config = MemoryConfig(depth_edges="keep")
     memory = candidates.PixelLiftedMemory(config)
     state = memory.write(memory.empty(6), record)
     assert len(state) == 32 * 48 and len(LatentMemory(config).write(memory.empty(6), record)) == 4 * 6

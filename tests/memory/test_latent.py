@@ -16,7 +16,7 @@ from mirage_env.memory.latent import Points
 from mirage_env.types import Cameras, Readout
 
 PIXELS, GRID = (32, 48), (4, 6)
-PAPER = MemoryConfig(write_rule="paper", reject_depth_edges=False)
+PAPER = MemoryConfig(write_rule="paper", depth_edges="keep")
 
 
 def at(positions: Any, yaw_deg: Any = 0.0) -> Cameras:
@@ -76,9 +76,7 @@ def assert_equal_states(one: MemoryState, other: MemoryState) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_one_view_reads_back_its_own_tokens_bit_for_bit(rule: Any, method: Any, dtype: Any) -> None:
     """Whatever the depth: every cell is its own ray."""
-    memory = LatentMemory(
-        MemoryConfig(write_rule=rule, depth_downsample=method, reject_depth_edges=False, token_dtype=dtype)
-    )
+    memory = LatentMemory(MemoryConfig(write_rule=rule, depth_downsample=method, depth_edges="keep", token_dtype=dtype))
     cameras = at([[1.0, -2.0, 3.0]], 33.0)
     depth, latents = torch.rand(1, *PIXELS) * 30 + 0.05, latents_for(cameras)
     state = write(memory, memory.empty(5), cameras, depth, latents)
@@ -185,6 +183,20 @@ def test_cells_across_a_depth_jump_are_rejected() -> None:
         assert len(write(memory, memory.empty(5), cameras, depth)) == count
 
 
+def test_edges_of_the_first_frame_are_remembered_at_their_median() -> None:
+    """Of every cell that holds 3 columns at 2 m and 5 at 4 m; where a pixel moves, and later, edges are left out."""
+    memory = LatentMemory(MemoryConfig(depth_edges="first"))
+    cameras = at([[0.0, 0, 0], [0.0, 0, 0], [0.0, 0, 50.0]])
+    depth, moving = wall(cameras, 2.0), torch.zeros(3, *PIXELS, dtype=torch.bool)
+    depth[:, :, 19:] = 4.0
+    moving[0], moving[1, 0, 16] = True, True  # the first frame shows nothing that could be remembered
+    latents = latents_for(cameras)
+    state = memory.write(memory.empty(5), record(latents[:2], depth[:2], cameras[:2], moving[:2]))
+    assert sorted(state.points[:, 2].tolist()) == [2.0] * 8 + [4.0] * 15
+    later = memory.write(state, record(latents[2:], depth[2:], cameras[2:], moving[2:]))
+    assert len(later) == 23 + 20
+
+
 # Rules
 
 
@@ -258,7 +270,7 @@ def test_walking_away_keeps_the_fine_points() -> None:
     assert torch.equal(read(memory, second, near.resized(GRID)).tokens, read(memory, first, near.resized(GRID)).tokens)
 
 
-@pytest.mark.parametrize("config", [MemoryConfig(), PAPER])
+@pytest.mark.parametrize("config", [MemoryConfig(), MemoryConfig(depth_edges="first"), PAPER])
 def test_a_chunk_equals_its_frames_one_by_one(config: MemoryConfig) -> None:
     memory = LatentMemory(config)
     cameras = at([[0.0, 0, z] for z in (-2.0, -1.0, 0.0, 1.0, 2.5)], [0.0, 15.0, 30.0, -20.0, 0.0])
@@ -563,7 +575,8 @@ def test_a_config_checks_itself(changes: dict[str, Any], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [("write_rule", "paper"), ("depth_downsample", "area"), ("token_dtype", "float16")]
+    ("name", "known"),
+    [("write_rule", "paper"), ("depth_downsample", "area"), ("depth_edges", "first"), ("token_dtype", "float16")],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_a_config_knows_its_names(name: str, known: str) -> None:
