@@ -35,6 +35,9 @@ NEARER = 0.2
 """By so much (ln metres) a world draws nearer than its network. Whoever walks goes where draws are far, and a memory
 keeps them: with all as learned a scripted explorer makes 1.5 times as much known as in true scenes. Chosen on pictures
 of training scenes, by that explorer and by turning on the spot."""
+FLOOR = 0.25
+"""What is drawn lower than this share of the eyes' height is floor. A floor that is drawn nearer is a low obstacle, and
+of those dreams had twelve times as many as true scenes: whoever learned there learned to stand still."""
 STEEPEST = 0.8
 """Inverse depth changes by at most this share of itself within a cell, so that no plane ends beyond the horizon."""
 
@@ -138,7 +141,7 @@ def drawn(
     seen: Perceived, features: Float[Tensor, "T k h w"], off: Float[Tensor, "T h w"], max_depth_m: float
 ) -> Perceived:
     """What was seen, but surfaces that stand still in the cells to draw: `off` (ln, the drawer's answer to `features`)
-    farther than the eyes think, and `NEARER`; at most `max_depth_m` metres.
+    farther than the eyes think, and `NEARER`, but what is nearly floor is `FLOOR`; at most `max_depth_m` metres.
 
     Each drawn cell holds one piece of a plane, see `planes`, which goes on from what the memory shows beside it. What
     the eyes made of a picture that was made up would break it, and the memory keeps no cell that holds two surfaces.
@@ -146,7 +149,9 @@ def drawn(
     told, size = dict(zip(FEATURES, features.unbind(1), strict=True)), seen.depth_m.shape[1:]
     cells = told["unseen"] > 0
     known = torch.where(told["shown"] > 0, told["memory"], told["perceived"])
-    log_depth = torch.where(cells, told["perceived"] + off - NEARER, known)
+    log_depth, floor = told["perceived"] + off, told["floor"]
+    low = (log_depth > floor + math.log(1.0 - FLOOR)) & (floor < math.log(FAR_M))  # or beneath it
+    log_depth = torch.where(cells, torch.where(low, floor, log_depth - NEARER), known)
     inside = _enlarged(cells.float(), size) > 0
     depth = torch.where(inside, planes(log_depth, size), seen.depth_m).clamp(max=max_depth_m)
     return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~inside)
