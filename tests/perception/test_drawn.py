@@ -8,6 +8,7 @@ import torch
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
+from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import straddles_edge
 from mirage_env.perception.drawn import (
     FAR_M,
@@ -58,10 +59,25 @@ def test_draws_change_their_cells_alone_and_are_surfaces_that_stand_still() -> N
     features, _ = draw_features(wall(1), cells, torch.where(cells, 0.0, 2.0), turned(torch.zeros(1)), 1.2)
     farther = torch.full((1, CELLS, CELLS), math.log(1.5) + NEARER)
     found = drawn(before, features, farther, 50.0)
-    assert found.depth_m[..., :32].eq(2.0).all() and found.depth_m[..., 32:].allclose(torch.tensor(3.0))
+    above = slice(None, SIDE // 2)
+    assert found.depth_m[..., :32].eq(2.0).all() and found.depth_m[:, above, 32:].allclose(torch.tensor(3.0))
     assert found.sky[..., :32].all() and not found.sky[..., 32:].any()
     assert found.dynamic[..., :32].all() and not found.dynamic[..., 32:].any()
-    assert drawn(wall(1), features, farther + 5.0, 50.0).depth_m[..., 32:].eq(50.0).all()
+    assert drawn(wall(1), features, farther + 5.0, 50.0).depth_m[:, above, 32:].eq(50.0).all()
+
+
+@pytest.mark.parametrize("height_m", [-0.5, 0.0, 0.25])
+def test_what_is_drawn_nearly_at_the_floor_is_floor(height_m: float) -> None:
+    """Beneath it, at it or a little above it; what stands on it is drawn nearer by `NEARER`, as all else."""
+    cells, cameras = torch.ones(1, CELLS, CELLS, dtype=torch.bool), turned(torch.zeros(1))
+    features, _ = draw_features(wall(1), cells, torch.zeros(1, CELLS, CELLS), cameras, 1.2)
+    floor = features[:, FEATURES.index("floor")]
+    off = floor + math.log((1.2 - height_m) / 1.2) - features[:, FEATURES.index("perceived")]
+    points = backproject(drawn(wall(1), features, off, 50.0).depth_m, cameras)[0, SIDE // 2 + SIDE // CELLS :]
+    torch.testing.assert_close(points[..., 1], torch.full_like(points[..., 1], 1.2), atol=1e-4, rtol=0)
+    off += math.log(0.5 * 1.2 / (1.2 - height_m))
+    points = backproject(drawn(wall(1), features, off, 50.0).depth_m, cameras)[0, SIDE // 2 + SIDE // CELLS :]
+    assert (points[..., 1] < 0.6).all()
 
 
 def test_cells_on_a_plane_are_that_plane_to_the_pixel() -> None:
