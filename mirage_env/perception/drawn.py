@@ -38,6 +38,8 @@ of training scenes, by that explorer and by turning on the spot."""
 FLOOR = 0.25
 """What is drawn lower than this share of the eyes' height is floor. A floor that is drawn nearer is a low obstacle, and
 of those dreams had twelve times as many as true scenes: whoever learned there learned to stand still."""
+UPRIGHT = math.log(2.0)
+"""Drawn cells of one column of the picture whose depths differ by less than this (ln) are one upright thing."""
 STEEPEST = 0.8
 """Inverse depth changes by at most this share of itself within a cell, so that no plane ends beyond the horizon."""
 
@@ -149,12 +151,28 @@ def drawn(
     told, size = dict(zip(FEATURES, features.unbind(1), strict=True)), seen.depth_m.shape[1:]
     cells = told["unseen"] > 0
     known = torch.where(told["shown"] > 0, told["memory"], told["perceived"])
-    log_depth, floor = told["perceived"] + off, told["floor"]
-    low = (log_depth > floor + math.log(1.0 - FLOOR)) & (floor < math.log(FAR_M))  # or beneath it
-    log_depth = torch.where(cells, torch.where(low, floor, log_depth - NEARER), known)
+    log_depth = torch.where(cells, _standing(told, cells, told["perceived"] + off), known)
     inside = _enlarged(cells.float(), size) > 0
     depth = torch.where(inside, planes(log_depth, size), seen.depth_m).clamp(max=max_depth_m)
     return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~inside)
+
+
+def _standing(
+    told: dict[str, Float[Tensor, "T h w"]], cells: Bool[Tensor, "T h w"], log_depth: Float[Tensor, "T h w"]
+) -> Float[Tensor, "T h w"]:
+    """Draws made into what places consist of: a level floor, and things that stand upright on it.
+
+    In every column the drawn cells above the floor share the median of their distances, unless theirs is far from it;
+    what is nearer to the floor than to the median is floor. A slope from the floor up to a wall is neither, and whoever
+    walks is stopped by it.
+    """
+    floor = torch.where(told["floor"] < math.log(FAR_M), told["floor"], torch.inf)
+    low = log_depth > floor + math.log(1.0 - FLOOR)  # or beneath it
+    level = 0.5 * (1.0 + told["ray_x"] ** 2 + told["ray_y"] ** 2 - told["down"] ** 2).log()
+    away = torch.where(cells & ~low, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
+    low |= (floor - log_depth).abs() < (away - log_depth).abs()
+    upright = (away - log_depth).abs() < UPRIGHT
+    return torch.where(low, floor, torch.where(upright, away, log_depth) - NEARER)
 
 
 def planes(log_depth: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:

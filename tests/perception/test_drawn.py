@@ -68,16 +68,27 @@ def test_draws_change_their_cells_alone_and_are_surfaces_that_stand_still() -> N
 
 @pytest.mark.parametrize("height_m", [-0.5, 0.0, 0.25])
 def test_what_is_drawn_nearly_at_the_floor_is_floor(height_m: float) -> None:
-    """Beneath it, at it or a little above it; what stands on it is drawn nearer by `NEARER`, as all else."""
+    """Beneath it, at it or a little above it."""
     cells, cameras = torch.ones(1, CELLS, CELLS, dtype=torch.bool), turned(torch.zeros(1))
     features, _ = draw_features(wall(1), cells, torch.zeros(1, CELLS, CELLS), cameras, 1.2)
     floor = features[:, FEATURES.index("floor")]
     off = floor + math.log((1.2 - height_m) / 1.2) - features[:, FEATURES.index("perceived")]
     points = backproject(drawn(wall(1), features, off, 50.0).depth_m, cameras)[0, SIDE // 2 + SIDE // CELLS :]
     torch.testing.assert_close(points[..., 1], torch.full_like(points[..., 1], 1.2), atol=1e-4, rtol=0)
-    off += math.log(0.5 * 1.2 / (1.2 - height_m))
-    points = backproject(drawn(wall(1), features, off, 50.0).depth_m, cameras)[0, SIDE // 2 + SIDE // CELLS :]
-    assert (points[..., 1] < 0.6).all()
+
+
+def test_drawn_things_stand_upright_on_the_floor() -> None:
+    """A slope from the floor up to a wall becomes the floor and the wall, but what is far from the wall is left."""
+    cells, cameras = torch.ones(1, CELLS, CELLS, dtype=torch.bool), turned(torch.zeros(1))
+    features, _ = draw_features(wall(1), cells, torch.zeros(1, CELLS, CELLS), cameras, 1.2)
+    told = dict(zip(FEATURES, features.unbind(1), strict=True))
+    column = torch.tensor([1.0, 4.0, 4.0, 4.2, 3.8, 3.2, 2.0, 1.3]).log()  # floor: 9.6, 3.2, 1.92, 1.37 m from the 5th on
+    off = column[:, None] - told["perceived"]
+    depth = drawn(wall(1), features, off, 50.0).depth_m[0]
+    middles = depth.reciprocal().unflatten(0, (CELLS, -1)).unflatten(2, (CELLS, -1)).mean((1, 3)).reciprocal()
+    expected = torch.tensor([1.0, 4.0, 4.0, 4.0, 4.0]) * math.exp(-NEARER)
+    floor = told["floor"][0, 5:].exp()
+    torch.testing.assert_close(middles, torch.cat([expected[:, None].expand(-1, CELLS), floor]))
 
 
 def test_cells_on_a_plane_are_that_plane_to_the_pixel() -> None:
