@@ -59,6 +59,8 @@ class PPOConfig:
     with is less, and it stands longer before what it does not see."""
     features: int = 64
     """Numbers that the network makes of what it sees."""
+    mirror: bool = False
+    """Judge what is seen together with its mirror image, see `MirrorPolicy`; for numbered actions."""
     device: str = "cpu"
     checkpoint_steps: int = 10_000
     tensorboard: bool = True

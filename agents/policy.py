@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from mirage_env.agents.checkpoint import load_checkpoint
 from mirage_env.agents.config import PPOConfig
+from mirage_env.envs.actions import CHOICES
 from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.occupancy import AROUND_CELLS
 from mirage_env.errors import InvalidValueError
@@ -27,6 +30,10 @@ BEARINGS = 12
 """A goal's bearing is told by so many bumps around the circle, each as wide as they lie apart ..."""
 DISTANCES_M = (0.0, 0.3, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5.0)
 """... and its distance by a bump at each of these, as wide as the gap to the next."""
+
+MIRRORED = {"last_action": (-1, 1, 1, -1, 1, -1, 1), "goal": (1, 1, -1), "chunk_phase": (1,)}
+"""Signs that numbers get in a mirror; what is seen and the map are flipped."""
+_SIDES, _OTHER = re.compile("left|right"), {"left": "right", "right": "left"}
 
 
 class Eyes(BaseFeaturesExtractor):
@@ -109,6 +116,53 @@ def check_observations(space: spaces.Space[Any]) -> None:
             raise InvalidValueError(f'PPO cannot use the observation "{name}" {box.shape}; take depth_u8 for depth')
 
 
+class MirrorPolicy(MultiInputActorCriticPolicy):
+    """What is right on the left is right on the right in a mirror: half as much to learn from the same steps.
+
+    Logits are those for what is seen plus those for its mirror image with left and right swapped; the value is the mean
+    of both. Raises InvalidValueError for actions or observations that it cannot mirror.
+    """
+
+    def __init__(self, seen: Any, moves: spaces.Space[Any], *args: Any, **kwargs: Any):
+        if not isinstance(moves, spaces.Discrete):
+            raise InvalidValueError("ppo.mirror needs numbered actions; take action_mode: navigation, or mirror: false")
+        for name, space in seen.items():
+            if not is_image_space(space) and name not in MIRRORED:
+                raise InvalidValueError(f'nobody knows the mirror image of the observation "{name}"; set mirror: false')
+        names = next(names for names in CHOICES.values() if len(names) == moves.n)
+        self._swapped = [names.index(_SIDES.sub(lambda side: _OTHER[side[0]], name)) for name in names]
+        super().__init__(seen, moves, *args, **kwargs)
+
+    def _judged(self, obs: dict[str, Tensor]) -> tuple[Distribution, Tensor]:
+        both = {name: torch.cat([x, _mirrored(name, x)]) for name, x in obs.items()}
+        latent_pi, latent_vf = self.mlp_extractor(self.extract_features(both))
+        (logits, mirrored), values = self.action_net(latent_pi).chunk(2), self.value_net(latent_vf).chunk(2)
+        return self.action_dist.proba_distribution(logits + mirrored[:, self._swapped]), (values[0] + values[1]) / 2
+
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        drawn, values = self._judged(obs)
+        actions = drawn.get_actions(deterministic=deterministic)
+        return actions, values, drawn.log_prob(actions)
+
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        drawn, values = self._judged(obs)
+        return values, drawn.log_prob(actions), drawn.entropy()
+
+    def get_distribution(self, obs: Any) -> Distribution:
+        return self._judged(obs)[0]
+
+    def predict_values(self, obs: Any) -> Tensor:
+        return self._judged(obs)[1]
+
+
+def _mirrored(name: str, seen: Tensor) -> Tensor:
+    return seen.flip(-1) if seen.dim() == 4 else seen * seen.new_tensor(MIRRORED[name])
+
+
+def policy_class(config: PPOConfig) -> type[MultiInputActorCriticPolicy]:
+    return MirrorPolicy if config.mirror else MultiInputActorCriticPolicy
+
+
 class PolicyAgent:
     """A trained policy at work: draws its actions from a seed of each episode, as it did while it learned, or surer
     (`PPOConfig.sureness`). The best action alone would stand before the same wall for ever.
@@ -124,7 +178,7 @@ class PolicyAgent:
                 for name, space in env.observation_space.spaces.items()
             }
         )
-        self.policy = MultiInputActorCriticPolicy(seen, env.action_space, lambda _: 0.0, **policy_kwargs(config))
+        self.policy = policy_class(config)(seen, env.action_space, lambda _: 0.0, **policy_kwargs(config))
         self.card = load_checkpoint(path, self.policy, env.observation_space, env.action_space)
         self.policy.set_training_mode(False)
         self._sureness = config.sureness

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from mirage_env.agents.checkpoint import load_checkpoint, save_checkpoint
 from mirage_env.agents.config import AgentConfig, PPOConfig
-from mirage_env.agents.policy import check_observations, policy_kwargs
+from mirage_env.agents.policy import check_observations, policy_class, policy_kwargs
 from mirage_env.agents.vec_env import SB3VecEnv
 from mirage_env.agents.worlds import make_vector
 from mirage_env.artefacts import prepare_folder
@@ -57,7 +57,7 @@ def train(
         check_observations(vector.observation_space)
         spaces = vector.observation_space, vector.action_space
         model = PPO(
-            "MultiInputPolicy",
+            policy_class(config.ppo),
             vector,
             **{
                 name: getattr(config.ppo, name)

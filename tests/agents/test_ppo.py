@@ -22,9 +22,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from mirage_env.agents.checkpoint import read_card
 from mirage_env.agents.config import AgentConfig, PPOConfig, WorldConfig
 from mirage_env.agents.evaluation import make_agent
-from mirage_env.agents.policy import policy_kwargs
+from mirage_env.agents.policy import policy_class, policy_kwargs
 from mirage_env.agents.ppo import CHECKPOINT, curve, train
 from mirage_env.agents.worlds import make_env
+from mirage_env.envs.actions import action_space
 from mirage_env.errors import InvalidValueError, WeightsError
 
 KWARGS: dict[str, Any] = {"size": [32, 32], "obs": ["rgb", "depth_u8", "goal"], "action_mode": "discrete"}
@@ -72,6 +73,40 @@ def test_the_network_sees_depth_through_noise_and_hears_of_the_goal() -> None:
         seen, reward, _, _ = vector.step(chosen)
         rewards.extend(reward)
     assert np.mean(rewards) > 0.9  # chance is 0.25; half of the answer alone gives 0.5
+
+
+SEEN = spaces.Dict(
+    depth_u8=spaces.Box(0, 255, (1, 32, 32), np.uint8),
+    last_action=spaces.Box(-1.0, 1.0, (7,), np.float32),
+    goal=spaces.Box(-100.0, 100.0, (3,), np.float32),
+)
+
+
+@pytest.mark.parametrize(("mode", "swapped"), [("navigation", [0, 1, 3, 2]), ("discrete", [0, 1, 2, 4, 3, 6, 5, 7, 8])])
+def test_in_a_mirror_left_and_right_are_swapped(mode: str, swapped: list[int]) -> None:
+    config = PPOConfig(mirror=True)
+    policy = policy_class(config)(SEEN, action_space(mode), lambda _: 0.0, **policy_kwargs(config))
+    depth = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
+    numbers = torch.randn(3, 7), torch.randn(3, 3)
+    seen = {"depth_u8": depth, "last_action": numbers[0], "goal": numbers[1]}
+    signs = torch.tensor([-1.0, 1, 1, -1, 1, -1, 1]), torch.tensor([1.0, 1, -1])  # right, yaw and roll; the bearing
+    mirror = {"depth_u8": depth.flip(3), "last_action": numbers[0] * signs[0], "goal": numbers[1] * signs[1]}
+    one, other = (policy.get_distribution(x).distribution.probs for x in (seen, mirror))
+    torch.testing.assert_close(one, other[:, swapped])
+    assert not torch.allclose(one, other)
+    torch.testing.assert_close(policy.predict_values(seen), policy.predict_values(mirror))
+    actions, values, log_prob = policy(seen)
+    again = policy.evaluate_actions(seen, actions)
+    torch.testing.assert_close((values, log_prob), again[:2])
+
+
+def test_what_has_no_mirror_image_is_named() -> None:
+    config = PPOConfig(mirror=True)
+    with pytest.raises(InvalidValueError, match=r"ppo\.mirror needs numbered actions; take action_mode: navigation"):
+        policy_class(config)(SEEN, action_space("planar"), lambda _: 0.0, **policy_kwargs(config))
+    seen = spaces.Dict({**SEEN.spaces, "sonar": spaces.Box(0.0, 1.0, (4,), np.float32)})
+    with pytest.raises(InvalidValueError, match='mirror image of the observation "sonar"; set mirror: false'):
+        policy_class(config)(seen, action_space("navigation"), lambda _: 0.0, **policy_kwargs(config))
 
 
 @pytest.fixture(scope="module")

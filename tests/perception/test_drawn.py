@@ -82,7 +82,9 @@ def test_drawn_things_stand_upright_on_the_floor() -> None:
     cells, cameras = torch.ones(1, CELLS, CELLS, dtype=torch.bool), turned(torch.zeros(1))
     features, _ = draw_features(wall(1), cells, torch.zeros(1, CELLS, CELLS), cameras, 1.2)
     told = dict(zip(FEATURES, features.unbind(1), strict=True))
-    column = torch.tensor([1.0, 4.0, 4.0, 4.2, 3.8, 3.2, 2.0, 1.3]).log()  # floor: 9.6, 3.2, 1.92, 1.37 m from the 5th on
+    column = torch.tensor(
+        [1.0, 4.0, 4.0, 4.2, 3.8, 3.2, 2.0, 1.3]
+    ).log()  # the floor: 9.6, 3.2, 1.9, 1.4 from the 5th on
     off = column[:, None] - told["perceived"]
     depth = drawn(wall(1), features, off, 50.0).depth_m[0]
     middles = depth.reciprocal().unflatten(0, (CELLS, -1)).unflatten(2, (CELLS, -1)).mean((1, 3)).reciprocal()
