@@ -162,17 +162,16 @@ def _standing(
 ) -> Float[Tensor, "T h w"]:
     """Draws made into what places consist of: a level floor, and things that stand upright on it.
 
-    In every column the drawn cells above the floor share the median of their distances, unless theirs is far from it;
-    what is nearer to the floor than to the median is floor. A slope from the floor up to a wall is neither, and whoever
-    walks is stopped by it.
+    In every column the drawn cells above the floor share the median of their distances, unless theirs is far from it,
+    as behind a window or before a wall. What leans is neither, and stops whoever walks.
     """
     floor = torch.where(told["floor"] < math.log(FAR_M), told["floor"], torch.inf)
-    low = log_depth > floor + math.log(1.0 - FLOOR)  # or beneath it
+    nearly = floor + math.log(1.0 - FLOOR)
+    above = log_depth < nearly
     level = 0.5 * (1.0 + told["ray_x"] ** 2 + told["ray_y"] ** 2 - told["down"] ** 2).log()
-    away = torch.where(cells & ~low, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
-    low |= (floor - log_depth).abs() < (away - log_depth).abs()
-    upright = (away - log_depth).abs() < UPRIGHT
-    return torch.where(low, floor, torch.where(upright, away, log_depth) - NEARER)
+    away = torch.where(cells & above, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
+    standing = torch.where(above & ((away - log_depth).abs() < UPRIGHT), away, log_depth)
+    return torch.where(standing < nearly, standing - NEARER, floor)
 
 
 def planes(log_depth: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:

@@ -77,20 +77,20 @@ def test_what_is_drawn_nearly_at_the_floor_is_floor(height_m: float) -> None:
     torch.testing.assert_close(points[..., 1], torch.full_like(points[..., 1], 1.2), atol=1e-4, rtol=0)
 
 
-def test_drawn_things_stand_upright_on_the_floor() -> None:
-    """A slope from the floor up to a wall becomes the floor and the wall, but what is far from the wall is left."""
+def test_drawn_things_stand_upright() -> None:
+    """What leans a little is upright, what is far before or behind the rest of its column is left."""
     cells, cameras = torch.ones(1, CELLS, CELLS, dtype=torch.bool), turned(torch.zeros(1))
     features, _ = draw_features(wall(1), cells, torch.zeros(1, CELLS, CELLS), cameras, 1.2)
     told = dict(zip(FEATURES, features.unbind(1), strict=True))
     column = torch.tensor(
-        [1.0, 4.0, 4.0, 4.2, 3.8, 3.2, 2.0, 1.3]
+        [15.0, 4.0, 4.0, 4.2, 3.8, 2.2, 0.5, 1.3]
     ).log()  # the floor: 9.6, 3.2, 1.9, 1.4 from the 5th on
     off = column[:, None] - told["perceived"]
     depth = drawn(wall(1), features, off, 50.0).depth_m[0]
     middles = depth.reciprocal().unflatten(0, (CELLS, -1)).unflatten(2, (CELLS, -1)).mean((1, 3)).reciprocal()
-    expected = torch.tensor([1.0, 4.0, 4.0, 4.0, 4.0]) * math.exp(-NEARER)
-    floor = told["floor"][0, 5:].exp()
-    torch.testing.assert_close(middles, torch.cat([expected[:, None].expand(-1, CELLS), floor]))
+    standing = torch.tensor([15.0, 4.0, 4.0, 4.0, 4.0, 0.0, 0.5, 0.0]) * math.exp(-NEARER)
+    standing[[5, 7]] = told["floor"][0, [5, 7], 0].exp()  # where the floor comes before the wall
+    torch.testing.assert_close(middles, standing[:, None].expand(-1, CELLS))
 
 
 def test_cells_on_a_plane_are_that_plane_to_the_pixel() -> None:
