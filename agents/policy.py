@@ -17,7 +17,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from mirage_env.agents.checkpoint import load_checkpoint
+from mirage_env.agents.checkpoint import load_checkpoint, read_card
 from mirage_env.agents.config import PPOConfig
 from mirage_env.envs.actions import CHOICES
 from mirage_env.envs.env import WalkEnv
@@ -170,6 +170,7 @@ class PolicyAgent:
 
     def __init__(self, path: Path, env: WalkEnv, config: PPOConfig):
         check_observations(env.observation_space)
+        read_card(path)  # that there is none is the first thing to say
         from stable_baselines3.common.vec_env import VecTransposeImage
 
         seen = spaces.Dict(
