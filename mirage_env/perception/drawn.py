@@ -36,8 +36,8 @@ NEARER = 0.2
 keeps them: with all as learned a scripted explorer makes 1.5 times as much known as in true scenes. Chosen on pictures
 of training scenes, by that explorer and by turning on the spot."""
 FLOOR = 0.25
-"""What is drawn lower than this share of the eyes' height is floor. A floor that is drawn nearer is a low obstacle, and
-of those dreams had twelve times as many as true scenes: whoever learned there learned to stand still."""
+"""What is drawn lower than this share of the eyes' height is floor. A floor that is drawn nearer is a low obstacle, of
+which dreams had twelve times as many as true scenes."""
 UPRIGHT = math.log(2.0)
 """Drawn cells of one column of the picture whose depths differ by less than this (ln) are one upright thing."""
 STEEPEST = 0.8
@@ -143,7 +143,7 @@ def drawn(
     seen: Perceived, features: Float[Tensor, "T k h w"], off: Float[Tensor, "T h w"], max_depth_m: float
 ) -> Perceived:
     """What was seen, but surfaces that stand still in the cells to draw: `off` (ln, the drawer's answer to `features`)
-    farther than the eyes think, and `NEARER`, but what is nearly floor is `FLOOR`; at most `max_depth_m` metres.
+    farther than the eyes think, as `_standing` has it; at most `max_depth_m` metres.
 
     Each drawn cell holds one piece of a plane, see `planes`, which goes on from what the memory shows beside it. What
     the eyes made of a picture that was made up would break it, and the memory keeps no cell that holds two surfaces.
@@ -163,7 +163,7 @@ def _standing(
     """Draws made into what places consist of: a level floor, and things that stand upright on it.
 
     In every column the drawn cells above the floor share the median of their distances, unless theirs is far from it,
-    as behind a window or before a wall. What leans is neither, and stops whoever walks.
+    as behind a window or before a wall; a slope between two of them would stop whoever walks. What stands is `NEARER`.
     """
     floor = torch.where(told["floor"] < math.log(FAR_M), told["floor"], torch.inf)
     nearly = floor + math.log(1.0 - FLOOR)
