@@ -124,12 +124,12 @@ class MirrorPolicy(MultiInputActorCriticPolicy):
     """
 
     def __init__(self, seen: Any, moves: spaces.Space[Any], *args: Any, **kwargs: Any):
-        if not isinstance(moves, spaces.Discrete):
+        names = next((names for names in CHOICES.values() if moves == spaces.Discrete(len(names))), None)
+        if names is None:
             raise InvalidValueError("ppo.mirror needs numbered actions; take action_mode: navigation, or mirror: false")
         for name, space in seen.items():
             if not is_image_space(space) and name not in MIRRORED:
                 raise InvalidValueError(f'nobody knows the mirror image of the observation "{name}"; set mirror: false')
-        names = next(names for names in CHOICES.values() if len(names) == moves.n)
         self._swapped = [names.index(_SIDES.sub(lambda side: _OTHER[side[0]], name)) for name in names]
         super().__init__(seen, moves, *args, **kwargs)
 
@@ -160,6 +160,7 @@ def _mirrored(name: str, seen: Tensor) -> Tensor:
 
 
 def policy_class(config: PPOConfig) -> type[MultiInputActorCriticPolicy]:
+    """What `PPO` is given, and what a checkpoint is loaded into."""
     return MirrorPolicy if config.mirror else MultiInputActorCriticPolicy
 
 

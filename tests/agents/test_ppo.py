@@ -104,6 +104,8 @@ def test_what_has_no_mirror_image_is_named() -> None:
     config = PPOConfig(mirror=True)
     with pytest.raises(InvalidValueError, match=r"ppo\.mirror needs numbered actions; take action_mode: navigation"):
         policy_class(config)(SEEN, action_space("planar"), lambda _: 0.0, **policy_kwargs(config))
+    with pytest.raises(InvalidValueError, match=r"ppo\.mirror needs numbered actions"):
+        policy_class(config)(SEEN, spaces.Discrete(5), lambda _: 0.0, **policy_kwargs(config))
     seen = spaces.Dict({**SEEN.spaces, "sonar": spaces.Box(0.0, 1.0, (4,), np.float32)})
     with pytest.raises(InvalidValueError, match='mirror image of the observation "sonar"; set mirror: false'):
         policy_class(config)(seen, action_space("navigation"), lambda _: 0.0, **policy_kwargs(config))

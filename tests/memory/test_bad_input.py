@@ -57,9 +57,8 @@ def check(state: MemoryState, memory: LatentMemory, cameras: Cameras) -> None:
     budget=st.sampled_from([None, 1, 5, 1000]),
 )
 def test_any_depth_and_any_pose(depths: list[float], places: list, rule: str, budget: int | None) -> None:
-    memory = LatentMemory(
-        MemoryConfig(write_rule=rule, max_points=budget, depth_edges="reject" if rule == "novel" else "keep")
-    )  # type: ignore[arg-type]
+    edges = "reject" if rule == "novel" else "keep"
+    memory = LatentMemory(MemoryConfig(write_rule=rule, max_points=budget, depth_edges=edges))  # type: ignore[arg-type]
     cells = torch.tensor(depths).view(1, *GRID).repeat_interleave(4, 1).repeat_interleave(4, 2)
     state, cameras = memory.empty(2), at(*places)
     impossible = [n for n, place in enumerate(places) if not all(abs(x) <= 1e6 for x in place)]

@@ -84,7 +84,7 @@ def test_drawn_things_stand_upright() -> None:
     told = dict(zip(FEATURES, features.unbind(1), strict=True))
     column = torch.tensor(
         [15.0, 4.0, 4.0, 4.2, 3.8, 2.2, 0.5, 1.3]
-    ).log()  # the floor: 9.6, 3.2, 1.9, 1.4 from the 5th on
+    ).log()  # from the 5th on the floor is 9.6 to 1.4 away
     off = column[:, None] - told["perceived"]
     depth = drawn(wall(1), features, off, 50.0).depth_m[0]
     middles = depth.reciprocal().unflatten(0, (CELLS, -1)).unflatten(2, (CELLS, -1)).mean((1, 3)).reciprocal()
