@@ -59,6 +59,9 @@ class PPOConfig:
     with is less, and it stands longer before what it does not see."""
     features: int = 64
     """Numbers that the network makes of what it sees."""
+    coarse_px: int = 16
+    """Pictures (not the map) are averaged down to about so many pixels a side before they are convolved: what matters
+    is large, and what dreams show in detail is not what true scenes do."""
     mirror: bool = False
     """Judge what is seen together with its mirror image, see `MirrorPolicy`; for numbered actions."""
     device: str = "cpu"
@@ -66,7 +69,16 @@ class PPOConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "envs", "n_steps", "batch_size", "n_epochs", "features", "checkpoint_steps"):
+        for name in (
+            "total_steps",
+            "envs",
+            "n_steps",
+            "batch_size",
+            "n_epochs",
+            "features",
+            "coarse_px",
+            "checkpoint_steps",
+        ):
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "gamma", "gae_lambda", "clip_range"):
             check_number(name, getattr(self, name), 0.0, 1.0)

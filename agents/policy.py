@@ -24,8 +24,6 @@ from mirage_env.envs.env import WalkEnv
 from mirage_env.envs.occupancy import AROUND_CELLS
 from mirage_env.errors import InvalidValueError
 
-COARSE_PX = 16
-"""Pictures are averaged down to about this many pixels a side before they are convolved: what matters is large."""
 BEARINGS = 12
 """A goal's bearing is told by so many bumps around the circle, each as wide as they lie apart ..."""
 DISTANCES_M = (0.0, 0.3, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5.0)
@@ -41,7 +39,7 @@ class Eyes(BaseFeaturesExtractor):
     from which a small CNN makes `features` numbers. What is told in numbers stands beside them, not among thousands of
     pixels, and is told in many bumps rather than three numbers: PPO learns from it in a tenth of the steps."""
 
-    def __init__(self, observation_space: Any, features: int = 64):
+    def __init__(self, observation_space: Any, features: int = 64, coarse_px: int = 16):
         self._groups: dict[str, list[str]] = {}
         self._numbers, wide = [], 0
         for name, space in observation_space.items():
@@ -55,7 +53,7 @@ class Eyes(BaseFeaturesExtractor):
         seen = 0
         for size, names in self._groups.items():
             shape = sum(observation_space[name].shape[0] for name in names), *map(int, size.split("x"))
-            self.looks[size] = look = _convolutions(*shape)
+            self.looks[size] = look = _convolutions(*shape, coarse_px)
             with torch.no_grad():
                 seen += look(torch.zeros(1, *shape)).shape[1]
         self.mix = nn.Sequential(nn.Linear(seen, features), nn.Tanh()) if seen else None
@@ -87,9 +85,9 @@ def told(goal: Float[Tensor, "B 3"]) -> Float[Tensor, "B n"]:
     return torch.cat([*bumps, distance[:, None].clamp(max=10.0) / DISTANCES_M[-1], goal[:, 1:]], 1)
 
 
-def _convolutions(planes: int, height: int, width: int) -> nn.Sequential:
-    """Pictures are averaged down to about `COARSE_PX` a side, the map, where each cell matters, is not."""
-    finer = max(1, min(height, width) // COARSE_PX) if min(height, width) > AROUND_CELLS else 1
+def _convolutions(planes: int, height: int, width: int, coarse_px: int) -> nn.Sequential:
+    """Pictures are averaged down to about `coarse_px` a side, the map, where each cell matters, is not."""
+    finer = max(1, min(height, width) // coarse_px) if min(height, width) > AROUND_CELLS else 1
     layers: list[nn.Module] = [nn.AvgPool2d(finer)] if finer > 1 else []
     side, channels = min(height, width) // finer, 16
     while side > 4:
@@ -102,7 +100,7 @@ def policy_kwargs(config: PPOConfig) -> dict[str, Any]:
     """What `PPO(policy_kwargs=...)` needs."""
     return {
         "features_extractor_class": Eyes,
-        "features_extractor_kwargs": {"features": config.features},
+        "features_extractor_kwargs": {"features": config.features, "coarse_px": config.coarse_px},
         "net_arch": {"pi": [64], "vf": [64]},
     }
 

@@ -442,7 +442,8 @@ class WorldModel:
         features, places = draw_features(seen, cells, shown.depth_m, cameras, state.floor_y)
         inputs = torch.cat([features, noise(places, [state.seed] * len(cameras))], 1)
         off = yield Ask("draw", (inputs,))
-        return drawn(seen, features, off, self.perception.max_depth_m)
+        eyes_m = state.floor_y - cameras.world_from_camera[:, 1, 3]
+        return drawn(seen, features, off, eyes_m, self.perception.max_depth_m)
 
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)

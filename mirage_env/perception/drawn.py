@@ -40,6 +40,13 @@ FLOOR = 0.25
 which dreams had twelve times as many as true scenes."""
 UPRIGHT = math.log(2.0)
 """Drawn cells of one column of the picture whose depths differ by less than this (ln) are one upright thing."""
+OUTSIDE_M = 8.0
+"""What is drawn farther away than this lies behind a window. Few rooms go on so far, but much is seen through windows:
+of what stands before a camera in true scenes less than a tenth is between 6 and 9 m away, and a fifth beyond."""
+SILL_M = 0.9
+"""How high the wall beneath a window is. Dreams without sills teach to walk out of windows."""
+WALL_M = 3.0
+"""How far away a window is where nothing stands beside it."""
 STEEPEST = 0.8
 """Inverse depth changes by at most this share of itself within a cell, so that no plane ends beyond the horizon."""
 
@@ -140,10 +147,15 @@ def _field(seed: int) -> tuple[Float[Tensor, "k j 2"], Float[Tensor, "k j"]]:
 
 
 def drawn(
-    seen: Perceived, features: Float[Tensor, "T k h w"], off: Float[Tensor, "T h w"], max_depth_m: float
+    seen: Perceived,
+    features: Float[Tensor, "T k h w"],
+    off: Float[Tensor, "T h w"],
+    eyes_m: Float[Tensor, " T"],
+    max_depth_m: float,
 ) -> Perceived:
     """What was seen, but surfaces that stand still in the cells to draw: `off` (ln, the drawer's answer to `features`)
-    farther than the eyes think, as `_standing` has it; at most `max_depth_m` metres.
+    farther than the eyes think, as `_standing` has it; at most `max_depth_m` metres. Cameras are `eyes_m` above the
+    floor.
 
     Each drawn cell holds one piece of a plane, see `planes`, which goes on from what the memory shows beside it. What
     the eyes made of a picture that was made up would break it, and the memory keeps no cell that holds two surfaces.
@@ -151,27 +163,42 @@ def drawn(
     told, size = dict(zip(FEATURES, features.unbind(1), strict=True)), seen.depth_m.shape[1:]
     cells = told["unseen"] > 0
     known = torch.where(told["shown"] > 0, told["memory"], told["perceived"])
-    log_depth = torch.where(cells, _standing(told, cells, told["perceived"] + off), known)
+    log_depth = torch.where(cells, told["perceived"] + off, known)
+    log_depth = torch.where(cells, _standing(told, cells, log_depth, eyes_m[:, None, None]), known)
     inside = _enlarged(cells.float(), size) > 0
     depth = torch.where(inside, planes(log_depth, size), seen.depth_m).clamp(max=max_depth_m)
     return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~inside)
 
 
 def _standing(
-    told: dict[str, Float[Tensor, "T h w"]], cells: Bool[Tensor, "T h w"], log_depth: Float[Tensor, "T h w"]
+    told: dict[str, Float[Tensor, "T h w"]],
+    cells: Bool[Tensor, "T h w"],
+    log_depth: Float[Tensor, "T h w"],
+    eyes_m: Float[Tensor, "T 1 1"],
 ) -> Float[Tensor, "T h w"]:
-    """Draws made into what places consist of: a level floor, and things that stand upright on it.
+    """Draws made into what places consist of: a level floor, things that stand upright on it, and windows.
 
     In every column the drawn cells above the floor share the median of their distances, unless theirs is far from it,
     as behind a window or before a wall; a slope between two of them would stop whoever walks. What stands is `NEARER`.
+    What is `OUTSIDE_M` away is as far as can be, and beneath it there is a sill, as far away as what stands beside it.
     """
     floor = torch.where(told["floor"] < math.log(FAR_M), told["floor"], torch.inf)
     nearly = floor + math.log(1.0 - FLOOR)
-    above = log_depth < nearly
     level = 0.5 * (1.0 + told["ray_x"] ** 2 + told["ray_y"] ** 2 - told["down"] ** 2).log()
-    away = torch.where(cells & above, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
-    standing = torch.where(above & ((away - log_depth).abs() < UPRIGHT), away, log_depth)
-    return torch.where(standing < nearly, standing - NEARER, floor)
+    above = cells & (log_depth < nearly)
+    away = torch.where(above, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
+    thing = torch.where(above & ((away - log_depth).abs() < UPRIGHT), away, log_depth)
+    stands, thing = thing < nearly, torch.where(cells, thing - NEARER, thing)
+    beyond = stands & (thing + level > math.log(OUTSIDE_M))
+    window = (beyond & cells).any(1, keepdim=True)
+
+    walls = torch.where(stands & ~beyond & ~window, thing + level, torch.nan).nanmedian(1).values
+    beside = 2 * (walls.shape[1] // 4) + 1
+    nearest = -F.max_pool1d(torch.where(walls.isnan(), -torch.inf, -walls), beside, 1, beside // 2)
+    wall = torch.where(nearest.isinf(), math.log(WALL_M), nearest)[:, None] - level
+    sill = window & (eyes_m - wall.exp() * told["down"] < SILL_M)
+    drawn = torch.where(stands, torch.where(beyond, math.log(FAR_M), thing), floor)
+    return torch.where(sill, torch.minimum(drawn, wall), drawn)
 
 
 def planes(log_depth: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:

@@ -15,6 +15,8 @@ from mirage_env.perception.drawn import (
     FEATURES,
     LENGTHS_M,
     NEARER,
+    SILL_M,
+    WALL_M,
     DepthDrawer,
     DrawerConfig,
     draw_features,
@@ -27,6 +29,8 @@ from mirage_env.perception.tiny import Perceived
 from mirage_env.types import Cameras
 
 SIDE, CELLS = 64, 8
+EYES = torch.tensor([1.2])
+"""Metres above the floor."""
 
 
 def turned(yaw: torch.Tensor) -> Cameras:
@@ -58,12 +62,12 @@ def test_draws_change_their_cells_alone_and_are_surfaces_that_stand_still() -> N
     before = replace(wall(1), sky=everywhere, dynamic=everywhere)
     features, _ = draw_features(wall(1), cells, torch.where(cells, 0.0, 2.0), turned(torch.zeros(1)), 1.2)
     farther = torch.full((1, CELLS, CELLS), math.log(1.5) + NEARER)
-    found = drawn(before, features, farther, 50.0)
+    found = drawn(before, features, farther, EYES, 50.0)
     above = slice(None, SIDE // 2)
     assert found.depth_m[..., :32].eq(2.0).all() and found.depth_m[:, above, 32:].allclose(torch.tensor(3.0))
     assert found.sky[..., :32].all() and not found.sky[..., 32:].any()
     assert found.dynamic[..., :32].all() and not found.dynamic[..., 32:].any()
-    assert drawn(wall(1), features, farther + 5.0, 50.0).depth_m[:, above, 32:].eq(50.0).all()
+    assert drawn(wall(1), features, farther + 5.0, EYES, 10.0).depth_m[:, above, 32:].eq(10.0).all()
 
 
 @pytest.mark.parametrize("height_m", [-0.5, 0.0, 0.25])
@@ -73,7 +77,8 @@ def test_what_is_drawn_nearly_at_the_floor_is_floor(height_m: float) -> None:
     features, _ = draw_features(wall(1), cells, torch.zeros(1, CELLS, CELLS), cameras, 1.2)
     floor = features[:, FEATURES.index("floor")]
     off = floor + math.log((1.2 - height_m) / 1.2) - features[:, FEATURES.index("perceived")]
-    points = backproject(drawn(wall(1), features, off, 50.0).depth_m, cameras)[0, SIDE // 2 + SIDE // CELLS :]
+    off[:, : CELLS // 2] = 0.0
+    points = backproject(drawn(wall(1), features, off, EYES, 50.0).depth_m, cameras)[0, SIDE // 2 + SIDE // CELLS :]
     torch.testing.assert_close(points[..., 1], torch.full_like(points[..., 1], 1.2), atol=1e-4, rtol=0)
 
 
@@ -83,14 +88,31 @@ def test_drawn_things_stand_upright() -> None:
     features, _ = draw_features(wall(1), cells, torch.zeros(1, CELLS, CELLS), cameras, 1.2)
     told = dict(zip(FEATURES, features.unbind(1), strict=True))
     column = torch.tensor(
-        [15.0, 4.0, 4.0, 4.2, 3.8, 2.2, 0.5, 1.3]
+        [1.5, 4.0, 4.0, 4.2, 4.0, 2.2, 0.5, 1.3]
     ).log()  # from the 5th on the floor is 9.6 to 1.4 away
     off = column[:, None] - told["perceived"]
-    depth = drawn(wall(1), features, off, 50.0).depth_m[0]
+    depth = drawn(wall(1), features, off, EYES, 50.0).depth_m[0]
     middles = depth.reciprocal().unflatten(0, (CELLS, -1)).unflatten(2, (CELLS, -1)).mean((1, 3)).reciprocal()
-    standing = torch.tensor([15.0, 4.0, 4.0, 4.0, 4.0, 0.0, 0.5, 0.0]) * math.exp(-NEARER)
+    standing = torch.tensor([1.5, 4.0, 4.0, 4.0, 4.0, 0.0, 0.5, 0.0]) * math.exp(-NEARER)
     standing[[5, 7]] = told["floor"][0, [5, 7], 0].exp()  # where the floor comes before the wall
     torch.testing.assert_close(middles, standing[:, None].expand(-1, CELLS))
+
+
+@pytest.mark.parametrize("beside_m", [2.0, None])
+def test_what_is_drawn_far_away_is_seen_through_a_window_in_the_wall_beside_it(beside_m: float | None) -> None:
+    cells, cameras = torch.ones(1, CELLS, CELLS, dtype=torch.bool), turned(torch.zeros(1))
+    cells[:, :, :4] = beside_m is None
+    features, _ = draw_features(wall(1), cells, torch.where(cells, 0.0, beside_m or 0.0), cameras, 1.2)
+    told = dict(zip(FEATURES, features[0].unbind(), strict=True))
+    around = (1 + told["ray_x"][0] ** 2).sqrt()  # how much farther away than deep
+    off = math.log(12.0) - features[:, FEATURES.index("perceived")]
+    depth = drawn(wall(1), features, off, EYES, 50.0).depth_m[0, :, 32:40]
+    middle = depth.reciprocal().unflatten(0, (CELLS, -1)).mean((1, 2)).reciprocal()  # of column 4
+    at = (beside_m * around[2:4].min() if beside_m else WALL_M) / around[4]
+    sill = 1.2 - at * told["down"][:, 4] < SILL_M
+    assert sill.tolist() == [False] * 5 + [True] * 3 or sill.tolist() == [False] * 4 + [True] * 4
+    floor = torch.where(told["down"][:, 4] > 0, told["floor"][:, 4].exp(), FAR_M)
+    torch.testing.assert_close(middle, torch.where(sill, torch.minimum(at, floor), floor))
 
 
 def test_cells_on_a_plane_are_that_plane_to_the_pixel() -> None:
