@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from mirage_env.agents.checkpoint import read_card
 from mirage_env.agents.config import AgentConfig, PPOConfig, WorldConfig
 from mirage_env.agents.evaluation import make_agent
-from mirage_env.agents.policy import policy_class, policy_kwargs
+from mirage_env.agents.policy import Eyes, policy_class, policy_kwargs
 from mirage_env.agents.ppo import CHECKPOINT, curve, train
 from mirage_env.agents.worlds import make_env
 from mirage_env.envs.actions import action_space
@@ -73,6 +73,13 @@ def test_the_network_sees_depth_through_noise_and_hears_of_the_goal() -> None:
         seen, reward, _, _ = vector.step(chosen)
         rewards.extend(reward)
     assert np.mean(rewards) > 0.9  # chance is 0.25; half of the answer alone gives 0.5
+
+
+@pytest.mark.parametrize(("coarse_px", "alike"), [(8, True), (16, False)])
+def test_what_is_finer_than_a_policy_looks_is_the_same_to_it(coarse_px: int, alike: bool) -> None:
+    eyes = Eyes(spaces.Dict(depth_u8=spaces.Box(0, 255, (1, 64, 64), np.uint8)), coarse_px=coarse_px)
+    stripes = (torch.arange(64) // 4 % 2).float().expand(1, 1, 64, 64)  # 4 pixels wide
+    assert torch.equal(eyes({"depth_u8": stripes}), eyes({"depth_u8": torch.full_like(stripes, 0.5)})) == alike
 
 
 SEEN = spaces.Dict(
