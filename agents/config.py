@@ -61,7 +61,7 @@ class PPOConfig:
     """Numbers that the network makes of what it sees."""
     coarse_px: int = 16
     """Pictures (not the map) are averaged down to about so many pixels a side before they are convolved: what matters
-    is large, and what dreams show in detail is not what true scenes do."""
+    is large."""
     mirror: bool = False
     """Judge what is seen together with its mirror image, see `MirrorPolicy`; for numbered actions."""
     device: str = "cpu"

@@ -48,7 +48,7 @@ OUTSIDE_M = 8.0
 """What is drawn farther away than this lies behind a window. Few rooms go on so far, but much is seen through windows:
 of what stands before a camera in true scenes less than a tenth is between 6 and 9 m away, and a fifth beyond."""
 SILL_M = 0.9
-"""How high the wall beneath a window is. Dreams without sills teach to walk out of windows."""
+"""How high the wall beneath a window is, which stops whoever walks."""
 WALL_M = 3.0
 """How far away a window is where nothing stands beside it."""
 STEEPEST = 0.8
