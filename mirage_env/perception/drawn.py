@@ -201,8 +201,8 @@ def _standing(
     nearest = -F.max_pool1d(torch.where(walls.isnan(), -torch.inf, -walls), beside, 1, beside // 2)
     wall = torch.where(nearest.isinf(), math.log(WALL_M), nearest)[:, None] - level
     sill = window & (eyes_m - wall.exp() * told["down"] < SILL_M)
-    drawn = torch.where(stands, torch.where(beyond, math.log(FAR_M), thing), floor)
-    return torch.where(sill, torch.minimum(drawn, wall), drawn)
+    depth = torch.where(stands, torch.where(beyond, math.log(FAR_M), thing), floor)
+    return torch.where(sill, torch.minimum(depth, wall), depth)
 
 
 def planes(log_depth: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:
