@@ -95,7 +95,7 @@ class Preset:
     keyframe_stride: int = 4
     """Counting back from a chunk's last latent frame, every how many-th is re-encoded and written to the memory."""
     max_keyframes: int = 64
-    """How many past keyframes stay at hand as references; the oldest go first."""
+    """How many keyframes stay at hand as references: the given picture always, of all others the oldest go first."""
     anchor: float = 0.0
     """How far (natural logarithm of depth) what is seen may lie from the remembered surface and still be moved onto it,
     `DOUBTS` of the eyes' doubt beside; 0 leaves it where it is seen. See `anchored`."""
@@ -108,8 +108,11 @@ class Preset:
                 f"codec and denoiser must have the same latent channels, got {self.codec.channels} and "
                 f"{self.denoiser.channels}"
             )
-        if min(self.keyframe_stride, self.max_keyframes) < 1:
-            raise InvalidValueError("keyframe_stride and max_keyframes must be at least 1")
+        if self.keyframe_stride < 1 or self.max_keyframes < 2:
+            raise InvalidValueError(
+                "keyframe_stride must be at least 1 and max_keyframes at least 2, the given picture and the last one, "
+                f"got {self.keyframe_stride} and {self.max_keyframes}"
+            )
         if not self.anchor >= 0:
             raise InvalidValueError(f"anchor must not be negative, got {self.anchor}")
         if not self.denoiser.memory_layers and not self.sampler.replace:
@@ -162,7 +165,7 @@ class WorldState:
     history: LatentFrames
     """The last latent frames, oldest first; the very last is the overlap frame."""
     keyframes: tuple[LatentFrames, ...]
-    """One frame each, the oldest first, so that worlds with a common past hold it once."""
+    """One frame each, the given picture first, so that worlds with a common past hold it once."""
     floor_y: float
     """The floor is the plane y = floor_y."""
     seed: int
@@ -380,10 +383,11 @@ class WorldModel:
         moved = (latents - condition.base[0]).abs().mean(1)[visible]
         recent = LatentFrames(latents, latents.new_full(latents[:, 0].shape, torch.nan), targets)
         history = LatentFrames.cat([state.history, recent[:-1], written[-1:]])
+        given, *keyframes = state.keyframes
         after = WorldState(
             memory=memory,
             history=history[-1 - self.denoiser.config.preceding :],
-            keyframes=(*state.keyframes, *written.apart())[-self.preset.max_keyframes :],
+            keyframes=(given, *(*keyframes, *written.apart())[1 - self.preset.max_keyframes :]),
             floor_y=state.floor_y,
             seed=state.seed,
             frame=state.frame + len(targets),
@@ -437,14 +441,17 @@ class WorldModel:
             surface, off = ~(seen.sky | seen.dynamic), 0.0 if seen.doubt is None else DOUBTS * seen.doubt
             limit = torch.as_tensor(self.preset.anchor + off, device=self.device).expand_as(seen.depth_m)
             seen = replace(seen, depth_m=anchored(seen.depth_m, surface, shown, limit))
-        if self.drawer is None or seen.doubt is None or not bool((cells := to_draw(shown.visible)).any()):
+        if self.drawer is None or seen.doubt is None:
             return seen
+        cells, grid, given = to_draw(shown.visible), cameras.resized(self.latent_size), state.keyframes[0]
         features, places = draw_features(seen, cells, shown.depth_m, cameras, state.floor_y)
-        strengths = places.new_tensor(STRENGTHS)[:, None, None]
-        inputs = torch.cat([features, strengths * noise(places, [state.seed] * len(cameras))], 1)
-        off = yield Ask("draw", (inputs,))
+        off = torch.zeros_like(shown.depth_m)
+        if bool(cells.any()):
+            strengths = places.new_tensor(STRENGTHS)[:, None, None]
+            off = yield Ask("draw", (torch.cat([features, strengths * noise(places, [state.seed] * len(cameras))], 1),))
         eyes_m = state.floor_y - cameras.world_from_camera[:, 1, 3]
-        return drawn(seen, features, off, eyes_m, self.perception.max_depth_m)
+        picture = given.depth_m, given.cameras
+        return drawn(seen, features, off, shown, grid, picture, eyes_m, self.perception.max_depth_m)
 
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)

@@ -103,13 +103,16 @@ def test_the_seed_decides_the_noise(model):
     assert same(frames[0], frames[1]) and not same(frames[0], frames[2])
 
 
-def test_keyframes_are_bounded():
+def test_the_given_picture_and_the_last_keyframes_stay_at_hand():
     model = build(keyframe_stride=1, max_keyframes=3)
-    _, state = model.begin(scene(), seed=0)
-    _, state = model.advance(state, path(4))
+    _, begun = model.begin(scene(), seed=0)
+    _, state = model.advance(begun, path(4))
     _, state = model.advance(state, path(4, 5))
-    assert len(state.keyframes) == 3
-    torch.testing.assert_close(state.keyframes[-1].cameras.world_from_camera[0], path(1, 8).world_from_camera[0])
+    assert len(state.keyframes) == 3 and torch.equal(state.keyframes[0].latents, begun.keyframes[0].latents)
+    for keyframe, at in zip(state.keyframes[1:], (7, 8), strict=True):
+        torch.testing.assert_close(keyframe.cameras.world_from_camera[0], path(1, at).world_from_camera[0])
+    with pytest.raises(InvalidValueError, match=r"max_keyframes at least 2.* got 4 and 1"):
+        build(max_keyframes=1)
 
 
 def test_a_codec_with_temporal_stride_makes_several_frames_a_latent():

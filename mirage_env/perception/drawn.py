@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
-from mirage_env.geometry.projection import backproject, camera_rays
+from mirage_env.geometry.projection import backproject, camera_rays, project
+from mirage_env.memory.latent import SKY_M
 from mirage_env.perception.tiny import Block, Perceived, floor_nearness
-from mirage_env.types import Cameras
+from mirage_env.types import Cameras, Readout
 
 FAR_M = 20.0
 """What lies farther counts as this far: the sky behind a window is an opening like any other."""
@@ -42,8 +43,10 @@ of training scenes, by that explorer and by turning on the spot."""
 FLOOR = 0.25
 """What is drawn lower than this share of the eyes' height is floor. A floor that is drawn nearer is a low obstacle, of
 which dreams had twelve times as many as true scenes."""
-UPRIGHT = math.log(2.0)
-"""Drawn cells of one column of the picture whose depths differ by less than this (ln) are one upright thing."""
+SURFACE = math.log(2.0)
+"""Neighbouring cells whose depths differ by less than this (ln) may be one surface, and so may cells of one column."""
+BEHIND = 1.2
+"""What is farther away than so many times what the given picture shows there is hidden in it."""
 OUTSIDE_M = 8.0
 """What is drawn farther away than this lies behind a window. Few rooms go on so far, but much is seen through windows:
 of what stands before a camera in true scenes less than a tenth is between 6 and 9 m away, and a fifth beyond."""
@@ -150,86 +153,157 @@ def _field(seed: int) -> tuple[Float[Tensor, "k j 2"], Float[Tensor, "k j"]]:
     return torch.from_numpy(waves.astype(np.float32)), torch.from_numpy(phase.astype(np.float32))
 
 
+def made_up(
+    log_depth: Float[Tensor, "T h w"], grid: Cameras, given_m: Float[Tensor, "1 h w"], given_grid: Cameras
+) -> Bool[Tensor, "T h w"]:
+    """Cells whose surface the given picture does not show: it lies out of its view, or behind what is seen there.
+
+    `given_m` is the picture's depth, not finite where no surface that stays is seen, which hides nothing.
+    """
+    places = backproject(log_depth.exp(), grid)
+    at, away = project(places.reshape(-1, 3), given_grid)
+    height, width = given_m.shape[1:]
+    x, y = at[0].floor().long().unbind(-1)
+    inside = (away[0] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    hidden = away[0] > BEHIND * given_m[0, y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    return (~inside | hidden).view_as(log_depth)
+
+
+def middles(
+    shown: Readout, told: dict[str, Float[Tensor, "T h w"]], grid: Cameras, eyes_m: Float[Tensor, "T 1 1"]
+) -> Float[Tensor, "T h w"]:
+    """ln depth in the middle of every cell of the surfaces that the memory shows; not finite where it shows none.
+
+    A point lies anywhere in its cell, and half a cell is much depth on the floor and on a wall that is seen at a slant.
+    So it is moved along the floor, or along the slope between it and the points beside it. Holes have the median of
+    what is around them.
+    """
+    surface = shown.visible & (shown.depth_m < SKY_M / 2)
+    inverse = torch.where(surface, shown.depth_m.reciprocal(), torch.nan)
+    for axis, offset in ((2, shown.offset[:, 0]), (1, shown.offset[:, 1])):
+        inverse = inverse - _slope(inverse, axis, offset) * offset
+    down = told["down"] + torch.einsum("tj,tjhw->thw", _tilt(grid), shown.offset)
+    on_floor = (shown.depth_m * down > (1.0 - FLOOR) * eyes_m) & (told["floor"] < math.log(FAR_M))
+    log_depth = torch.where(surface & on_floor, told["floor"], -inverse.log())
+    height, width = log_depth.shape[1:]
+    padded = F.pad(log_depth, (1, 1, 1, 1), value=math.nan)
+    around = torch.stack([padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)])
+    return torch.where(shown.visible, log_depth, around.nanmedian(0).values)
+
+
+def _tilt(grid: Cameras) -> Float[Tensor, "T 2"]:
+    """By how much a ray falls from one cell to the next on its right, and to the next below it."""
+    k = grid.intrinsics_px
+    return grid.world_from_camera[:, 1, :2] / torch.stack([k[:, 0, 0], k[:, 1, 1]], 1)
+
+
 def drawn(
     seen: Perceived,
     features: Float[Tensor, "T k h w"],
     off: Float[Tensor, "T h w"],
+    shown: Readout,
+    grid: Cameras,
+    given: tuple[Float[Tensor, "1 h w"], Cameras],
     eyes_m: Float[Tensor, " T"],
     max_depth_m: float,
 ) -> Perceived:
-    """What was seen, but surfaces that stand still in the cells to draw: `off` (ln, the drawer's answer to `features`)
-    farther than the eyes think, as `_standing` has it; at most `max_depth_m` metres. Cameras are `eyes_m` above the
-    floor.
+    """What was seen, but surfaces that stand still wherever the given picture shows nothing: `off` (ln, the drawer's
+    answer to `features`) farther than the eyes think in the cells to draw, what the memory shows in the others, as
+    `_standing` has both; at most `max_depth_m` metres.
 
-    Each drawn cell holds one piece of a plane, see `planes`, which goes on from what the memory shows beside it. What
-    the eyes made of a picture that was made up would break it, and the memory keeps no cell that holds two surfaces.
+    `given` is the picture's depth with its camera, see `made_up`; it and `grid` are at the resolution of cells. Cameras
+    are `eyes_m` above the floor. Each cell holds one piece of a plane, see `planes`: what the eyes made of a picture
+    that was made up would break it, the memory keeps no cell that holds two surfaces, and a wall that is a little
+    elsewhere at every look becomes a heap of rubble on the map.
     """
     told, size = dict(zip(FEATURES, features.unbind(1), strict=True)), seen.depth_m.shape[1:]
-    cells = told["unseen"] > 0
+    eyes = eyes_m[:, None, None]
+    cells, memory = told["unseen"] > 0, middles(shown, told, grid, eyes)
+    kept = ~cells & memory.isfinite() & made_up(memory.nan_to_num(), grid, *given)
     known = torch.where(told["shown"] > 0, told["memory"], told["perceived"])
-    log_depth = torch.where(cells, told["perceived"] + off, known)
-    log_depth = torch.where(cells, _standing(told, cells, log_depth, eyes_m[:, None, None]), known)
-    inside = _enlarged(cells.float(), size) > 0
-    depth = torch.where(inside, planes(log_depth, size), seen.depth_m).clamp(max=max_depth_m)
+    log_depth = torch.where(cells, told["perceived"] + off, torch.where(kept, memory, known))
+    made = cells | kept
+    log_depth = torch.where(made, _standing(told, cells, made, log_depth, eyes), log_depth)
+    level = made & (log_depth == told["floor"])
+    inside = _enlarged(made.float(), size) > 0
+    depth = planes(log_depth, size, level, _tilt(grid) / eyes_m[:, None])
+    depth = torch.where(inside, depth, seen.depth_m).clamp(max=max_depth_m)
     return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~inside)
 
 
 def _standing(
     told: dict[str, Float[Tensor, "T h w"]],
     cells: Bool[Tensor, "T h w"],
+    made: Bool[Tensor, "T h w"],
     log_depth: Float[Tensor, "T h w"],
     eyes_m: Float[Tensor, "T 1 1"],
 ) -> Float[Tensor, "T h w"]:
-    """Draws made into what places consist of: a level floor, things that stand upright on it, and windows.
+    """What was made up, made into what places consist of: a level floor, things that stand upright on it, and windows.
 
-    In every column the drawn cells above the floor share the median of their distances, unless theirs is far from it,
-    as behind a window or before a wall; a slope between two of them would stop whoever walks. What stands is `NEARER`.
-    What is `OUTSIDE_M` away is as far as can be, and beneath it there is a sill, as far away as what stands beside it.
+    In every column the cells `made` above the floor share the median of their distances, unless theirs is far from it,
+    as behind a window or before a wall; a slope between two of them would stop whoever walks. What stands in `cells`,
+    drawn just now, is `NEARER`. What is `OUTSIDE_M` away there is as far as can be, and beneath it there is a sill, as
+    far away as what stands beside it.
     """
     floor = torch.where(told["floor"] < math.log(FAR_M), told["floor"], torch.inf)
     nearly = floor + math.log(1.0 - FLOOR)
     level = 0.5 * (1.0 + told["ray_x"] ** 2 + told["ray_y"] ** 2 - told["down"] ** 2).log()
-    above = cells & (log_depth < nearly)
+    above = made & (log_depth < nearly)
     away = torch.where(above, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
-    thing = torch.where(above & ((away - log_depth).abs() < UPRIGHT), away, log_depth)
+    thing = torch.where(above & ((away - log_depth).abs() < SURFACE), away, log_depth)
     stands, thing = thing < nearly, torch.where(cells, thing - NEARER, thing)
-    beyond = stands & (thing + level > math.log(OUTSIDE_M))
-    window = (beyond & cells).any(1, keepdim=True)
+    beyond = cells & stands & (thing + level > math.log(OUTSIDE_M))
+    window = beyond.any(1, keepdim=True)
 
     walls = torch.where(stands & ~beyond & ~window, thing + level, torch.nan).nanmedian(1).values
     beside = 2 * (walls.shape[1] // 4) + 1
     nearest = -F.max_pool1d(torch.where(walls.isnan(), -torch.inf, -walls), beside, 1, beside // 2)
     wall = torch.where(nearest.isinf(), math.log(WALL_M), nearest)[:, None] - level
-    sill = window & (eyes_m - wall.exp() * told["down"] < SILL_M)
+    sill = cells & window & (eyes_m - wall.exp() * told["down"] < SILL_M)
     depth = torch.where(stands, torch.where(beyond, math.log(FAR_M), thing), floor)
     return torch.where(sill, torch.minimum(depth, wall), depth)
 
 
-def planes(log_depth: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:
+def planes(
+    log_depth: Float[Tensor, "T h w"],
+    size: Sequence[int],
+    floor: Bool[Tensor, "T h w"] | None = None,
+    tilt: Float[Tensor, "T 2"] | None = None,
+) -> Float[Tensor, "T H W"]:
     """z-depth in metres of `size` pixels, in every cell that of a plane which is as deep as said in its middle.
 
     Inverse depth is affine in the picture on any plane. Its slope in a cell is the lesser of those to the cells on
     either side, and none where they disagree in sign (minmod, as where shocks are computed): a wall that was drawn in
-    pieces is straight, and edges lie between cells.
+    pieces is straight, and edges lie between cells. In cells of the `floor` it is `tilt`, to the right and down.
     """
     inverse = (-log_depth).exp()
     total = _enlarged(inverse, size)
     for axis in (1, 2):
+        slope = _slope(inverse, axis)
+        if floor is not None and tilt is not None:
+            slope = torch.where(floor, tilt[:, 2 - axis, None, None], slope)
+        slope = slope.clamp(-STEEPEST * inverse, STEEPEST * inverse)
         cell_px = size[axis - 1] // inverse.shape[axis]
         within = (torch.arange(size[axis - 1], device=inverse.device) % cell_px + 0.5) / cell_px - 0.5
-        total = total + _enlarged(_slope(inverse, axis), size) * (within[:, None] if axis == 1 else within)
+        total = total + _enlarged(slope, size) * (within[:, None] if axis == 1 else within)
     return total.clamp_min(1e-4).reciprocal()
 
 
-def _slope(values: Float[Tensor, "T h w"], axis: int) -> Float[Tensor, "T h w"]:
-    """A cell, by minmod; the outermost cells have one neighbour, whose word counts."""
-    steps, cells = values.diff(dim=axis), values.shape[axis]
-    if cells == 1:
-        return torch.zeros_like(values)
-    steps = torch.cat([steps.narrow(axis, 0, 1), steps, steps.narrow(axis, cells - 2, 1)], axis)
-    before, after = steps.narrow(axis, 0, cells), steps.narrow(axis, 1, cells)
-    slope = torch.where(before * after > 0, torch.where(before.abs() < after.abs(), before, after), 0.0)
-    return slope.clamp(-STEEPEST * values, STEEPEST * values)
+def _slope(
+    inverse: Float[Tensor, "T h w"], axis: int, offset: Float[Tensor, "T h w"] | None = None
+) -> Float[Tensor, "T h w"]:
+    """Of inverse depth a cell, by minmod. A neighbour on another surface has no say, nor has one of which nothing is
+    known; where one is left its word counts. Points lie `offset` cells from the middles of theirs."""
+    count = inverse.shape[axis]
+    first, second = inverse.narrow(axis, 0, count - 1), inverse.narrow(axis, 1, count - 1)
+    apart = 1.0 if offset is None else (1.0 + offset.diff(dim=axis)).clamp_min(0.25)
+    one = (first.log() - second.log()).abs() < SURFACE
+    steps = torch.where(one, (second - first) / apart, torch.nan)
+    none = torch.full_like(inverse.narrow(axis, 0, 1), torch.nan)
+    before, after = torch.cat([none, steps], axis), torch.cat([steps, none], axis)
+    before, after = torch.where(before.isnan(), after, before), torch.where(after.isnan(), before, after)
+    lesser = torch.where(before.abs() < after.abs(), before, after)
+    return torch.where(before * after > 0, lesser, 0.0)
 
 
 def _enlarged(cells: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:

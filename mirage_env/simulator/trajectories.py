@@ -17,7 +17,8 @@ from mirage_env.simulator.scene import FAMILIES, Scene, make_scene
 from mirage_env.types import Cameras, Frames
 
 KINDS = ("walk", "turn", "orbit", "loop", "jerky")
-RADIUS_M = 0.25
+"""What a clip draws from that is told no kind; `bounce` is there beside them."""
+RADIUS_M, BOUNCE_RADIUS_M = 0.25, 0.2
 SECONDS_PER_FRAME = 0.2
 FOV_DEG = (55.0, 85.0)
 
@@ -28,11 +29,13 @@ def sample_trajectory(
     """`frames` camera poses (world_from_camera, the scene's world) that never touch anything still.
 
     Kinds: "walk" goes where there is room, "turn" looks around on the spot, "orbit" steps sideways around what it looks
-    at, "loop" leaves and comes back over the same places, "jerky" is a random policy at the limits of the action space.
+    at, "loop" leaves and comes back over the same places, "jerky" is a random policy at the limits of the action space,
+    "bounce" goes straight on until it is stopped, as near as a body comes, and then turns by a quarter to the whole of
+    a circle, as agents do that have not learned yet.
     From frame to frame a camera moves at most `step_m` metres forward and sideways each and turns at most `turn_deg`.
     """
-    if kind not in KINDS:
-        raise UnknownNameError("trajectory kind", kind, KINDS)
+    if kind not in (*KINDS, "bounce"):
+        raise UnknownNameError("trajectory kind", kind, (*KINDS, "bounce"))
     if frames < 1:
         raise InvalidValueError(f"a trajectory needs at least 1 frame, got {frames}")
     turn = np.deg2rad(turn_deg)
@@ -91,7 +94,8 @@ def _steps(
     path = [(x, z, yaw, pitch)]
     speed, side = rng.uniform(0.3, 1.0) * step_m, float(rng.choice([-1, 1]))
     rate, bend = rng.uniform(0.3, 1.0) * turn * side, 0.0
-    distance = rng.uniform(1.0, 2.5)
+    distance, rest = rng.uniform(1.0, 2.5), 0.0
+    radius = BOUNCE_RADIUS_M if kind == "bounce" else RADIUS_M
     for _ in range(frames - 1):
         if kind == "jerky":
             action = rng.uniform(-1, 1, 3) if rng.random() < 0.5 else rng.choice([-1.0, 0.0, 1.0], 3)
@@ -103,6 +107,9 @@ def _steps(
         elif kind == "orbit":
             forward, right = 0.0, -side * speed
             spin = float(np.clip(side * np.arctan(speed / distance), -turn, turn))
+        elif kind == "bounce":
+            forward, right, spin = (0.0 if rest else step_m), 0.0, side * min(rest, turn)
+            rest = max(0.0, rest - turn)
         else:
             bend = 0.8 * bend + 0.35 * turn * rng.normal()
             forward, right, spin = speed, 0.0, float(np.clip(bend, -turn, turn))
@@ -120,12 +127,16 @@ def _steps(
         forward, right = float(np.clip(forward, -step_m, step_m)), float(np.clip(right, -step_m, step_m))
         sin, cos = np.sin(yaw), np.cos(yaw)
         moves = [(forward, right), (forward, 0.0), (0.0, right), (0.0, 0.0)]
+        if kind == "bounce":
+            moves[1:3] = [(forward / 2, 0.0), (forward / 4, 0.0)]
         ends = np.array([(x + f * sin + r * cos, z + f * cos - r * sin) for f, r in moves], dtype=np.float32)
         halfway = (ends + np.array([x, z], dtype=np.float32)) / 2
-        fits = free(scene, torch.from_numpy(np.concatenate([ends, halfway])), RADIUS_M).numpy()
+        fits = free(scene, torch.from_numpy(np.concatenate([ends, halfway])), radius).numpy()
         chosen = next((i for i in range(3) if fits[i] and fits[i + 4]), 3)
         if chosen == 3 and kind == "orbit":
             side, spin = -side, 0.0
+        if chosen and kind == "bounce":
+            side, rest = float(rng.choice([-1, 1])), float(rng.uniform(0.5 * np.pi, 2 * np.pi))
         if chosen < 3:
             x, z = float(ends[chosen, 0]), float(ends[chosen, 1])
         yaw += spin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ class ClipConfig:
     frames: int = 16
     size: tuple[int, int] = (128, 128)
     first_seed: int = 1_000_000
+    kind: str | None = None
+    """Of all its walks, see `sample_trajectory`; None: each draws its own."""
 
 
 class ClipStore:
@@ -89,7 +91,7 @@ def render_clips(
     for start in range(done, n, batch):
         stop = min(start + batch, n)
         seeds = [config.first_seed + i for i in range(start, stop)]
-        for i, frames in zip(range(start, stop), sample_clips(seeds, t, config.size), strict=True):
+        for i, frames in zip(range(start, stop), sample_clips(seeds, t, config.size, kind=config.kind), strict=True):
             rgb[i] = frames.rgb.numpy()
             depth[i] = torch.where(frames.sky, 0.0, frames.depth_m).numpy()
             masks[i] = (frames.sky * SKY + frames.dynamic * DYNAMIC).numpy()
@@ -99,6 +101,6 @@ def render_clips(
         report(stop, n)
     for array in (rgb, depth, masks, poses, intrinsics):
         array.flush()
-    done_file.write_text(json.dumps({"clips": n, "frames": t, "size": [h, w], "first_seed": config.first_seed}))
+    done_file.write_text(json.dumps(asdict(config)))
     marker.unlink()
     return ClipStore(folder)

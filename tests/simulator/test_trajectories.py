@@ -18,11 +18,11 @@ from mirage_env.simulator import (
 @pytest.mark.parametrize("family", [*FAMILIES, HELD_OUT_FAMILY])
 def test_paths_stay_free_and_within_the_action_space(family):
     scene = make_scene(21, family)
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate((*KINDS, "bounce")):
         pose = sample_trajectory(scene, np.random.default_rng(number), kind, 20)
         assert pose.shape == (20, 4, 4) and pose.dtype == torch.float32
         position = pose[:, :3, 3]
-        assert free(scene, position[:, [0, 2]], 0.249).all()
+        assert free(scene, position[:, [0, 2]], 0.199 if kind == "bounce" else 0.249).all()
         assert (position[:, 1] >= -1.7).all() and (position[:, 1] <= -0.9).all()
         step = torch.einsum("tji,tj->ti", pose[:-1, :3, :3], position[1:] - position[:-1])
         assert step[:, [0, 2]].abs().max() < 0.25 * 1.05  # a pitched camera sees a level step under a small angle
@@ -37,6 +37,17 @@ def test_a_loop_returns_to_its_start():
     pose = sample_trajectory(scene, np.random.default_rng(0), "loop", 17)
     assert torch.equal(pose[0], pose[-1])
     assert not torch.equal(pose[0], pose[8])
+
+
+def test_a_body_that_bounces_goes_straight_up_to_things_and_turns_there():
+    scene = make_scene(23, "room")
+    pose = sample_trajectory(scene, np.random.default_rng(0), "bounce", 120)
+    moved = (pose[1:, :3, 3] - pose[:-1, :3, 3]).norm(dim=1) > 1e-4
+    turned = (pose[1:, :3, 2] - pose[:-1, :3, 2]).norm(dim=1) > 1e-4
+    assert moved.any() and turned.any() and not (moved & turned).any()
+    begins = (turned[1:] & ~turned[:-1]).nonzero()[:, 0] + 1
+    assert len(begins) > 1
+    assert not free(scene, pose[begins][:, [0, 2], 3], 0.2 + 0.25).any()  # no room for a whole step
 
 
 def test_clips_follow_from_their_seed_and_do_not_depend_on_company():
