@@ -52,7 +52,7 @@ from mirage_env.memory.protocol import (
 )
 from mirage_env.memory.recall import recall
 from mirage_env.perception.composed import ComposedConfig
-from mirage_env.perception.drawn import STRENGTHS, DepthDrawer, DrawerConfig, draw_features, drawn, noise, to_draw
+from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, draw_features, drawn, noise, to_draw
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
@@ -447,8 +447,7 @@ class WorldModel:
         features, places = draw_features(seen, cells, shown.depth_m, cameras, state.floor_y)
         off = torch.zeros_like(shown.depth_m)
         if bool(cells.any()):
-            strengths = places.new_tensor(STRENGTHS)[:, None, None]
-            off = yield Ask("draw", (torch.cat([features, strengths * noise(places, [state.seed] * len(cameras))], 1),))
+            off = yield Ask("draw", (torch.cat([features, noise(places, [state.seed] * len(cameras))], 1),))
         eyes_m = state.floor_y - cameras.world_from_camera[:, 1, 3]
         picture = given.depth_m, given.cameras
         return drawn(seen, features, off, shown, grid, picture, eyes_m, self.perception.max_depth_m)

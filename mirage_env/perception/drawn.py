@@ -29,16 +29,12 @@ FAR_M = 20.0
 """What lies farther counts as this far: the sky behind a window is an opening like any other."""
 LENGTHS_M = ((6.0, 16.0), (3.0, 8.0), (3.0, 8.0), (1.5, 4.0), (1.5, 4.0), (0.7, 2.0))
 """Wavelengths in each channel of noise: from a house to a piece of furniture."""
-STRENGTHS = (0.3, 0.7, 0.7, 1.0, 1.0, 1.0)
-"""A world tells its network the long waves more quietly than when it learned (`noise` has variance 1). As loud, one
-wave decides for all that is near: what an explorer finds in the worlds of one picture then differs by 54 cubic metres
-from seed to seed, so by 35."""
 WAVES = 8
 FEATURES = ("perceived", "doubt", "memory", "shown", "unseen", "floor", "ray_x", "ray_y", "down")
 """Channels beside the noise: ln metres, ln, ln metres, 0 or 1 twice, ln metres, and the viewing ray with its slope."""
-NEARER = 0.2
+NEARER = 0.1
 """By so much (ln metres) a world draws nearer than its network. Whoever walks goes where draws are far, and a memory
-keeps them: with all as learned a scripted explorer makes 1.5 times as much known as in true scenes. Chosen on pictures
+keeps them: with all as learned a scripted explorer makes 1.3 times as much known as in true scenes. Chosen on pictures
 of training scenes, by that explorer and by turning on the spot."""
 FLOOR = 0.25
 """What is drawn lower than this share of the eyes' height is floor. A floor that is drawn nearer is a low obstacle, of
