@@ -377,7 +377,7 @@ class WorldModel:
         seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
-        depth, written, memory = yield from self._written(state, images, rgb, seen, shown, cameras)
+        seen, written, memory = yield from self._written(state, images, rgb, seen, shown, cameras)
 
         visible = shown.visible[stride - 1 :: stride]
         moved = (latents - condition.base[0]).abs().mean(1)[visible]
@@ -394,7 +394,7 @@ class WorldModel:
             drift=float(moved.mean()) if len(moved) else 0.0,
             prompt=state.prompt,
         )
-        return Frames(rgb, depth, seen.sky, seen.dynamic, shown.visible, cameras), after
+        return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, shown.visible, cameras), after
 
     def _written(
         self,
@@ -404,8 +404,8 @@ class WorldModel:
         seen: Perceived,
         shown: Readout,
         cameras: Cameras,
-    ) -> Work[tuple[Float[Tensor, "T H W"], LatentFrames, State]]:
-        """Depth where it has settled, the keyframes of a chunk, and the memory with them.
+    ) -> Work[tuple[Perceived, LatentFrames, State]]:
+        """What is seen once it has settled, the keyframes of a chunk, and the memory with them.
 
         Keyframes settle one after another, each on what the one before wrote, and then all other frames on theirs: else
         frames of one chunk would each have a surface of their own where nothing was remembered before it.
@@ -416,19 +416,20 @@ class WorldModel:
         grid = cameras.resized(self.latent_size)
         settles = bool(self.preset.anchor) or (self.drawer is not None and seen.doubt is not None)
         at_once = 1 if settles else len(pixels)
-        memory, depth, written = state.memory, seen.depth_m.clone(), [state.keyframes[-1]]
+        memory, written = state.memory, [state.keyframes[-1]]
+        after = Perceived(seen.depth_m.clone(), seen.sky.clone(), seen.dynamic.clone())
         for one, latents in zip(pixels.split(at_once), clean.split(at_once), strict=True):
             there = shown[one] if memory is state.memory else (yield from self._shown(memory, grid[one]))
             settled = yield from self._settled(seen[one], there, cameras[one], state)
             frames, memory = self._remember(memory, latents, rgb[one], settled, cameras[one], written[-1].cameras)
-            depth[one] = settled.depth_m
+            _put(settled, after, one)
             written.append(frames)
         others = torch.ones(len(cameras), dtype=torch.bool, device=self.device)
         others[pixels] = False
         if settles and len(pixels) < len(cameras):
             there = yield from self._shown(memory, grid[others])
-            depth[others] = (yield from self._settled(seen[others], there, cameras[others], state)).depth_m
-        return depth, LatentFrames.cat(written[1:]), memory
+            _put((yield from self._settled(seen[others], there, cameras[others], state)), after, others)
+        return after, LatentFrames.cat(written[1:]), memory
 
     def _shown(self, memory: State, views: Cameras) -> Work[Readout]:
         """What the memory shows of some views, at latent resolution."""
@@ -593,6 +594,10 @@ class WorldModel:
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+
+def _put(some: Perceived, into: Perceived, pictures: Tensor) -> None:
+    into.depth_m[pictures], into.sky[pictures], into.dynamic[pictures] = some.depth_m, some.sky, some.dynamic
 
 
 def _scene_key(scene: SceneSpec) -> tuple[Any, ...]:

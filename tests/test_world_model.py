@@ -285,6 +285,31 @@ def doubtful(model: WorldModel, doubt: float = 0.4):
     return see
 
 
+def that_draws(model: WorldModel) -> WorldModel:
+    """The model with a drawer of random weights."""
+    torch.manual_seed(0)
+    model = model.with_parts()
+    model.drawer = DepthDrawer(DrawerConfig(width=8, blocks=1)).eval()
+    torch.nn.init.normal_(model.drawer.head.weight)
+    model.parts["draw"] = model.drawer
+    return model
+
+
+def test_what_was_drawn_is_a_surface_for_whoever_looks_on() -> None:
+    """Where the eyes saw the sky, or something that moves."""
+    model = build()
+
+    def see(*inputs):
+        perceived = doubtful(model)(*inputs)
+        return replace(perceived, sky=torch.ones_like(perceived.sky), dynamic=torch.ones_like(perceived.dynamic))
+
+    blind = model.with_parts(see=see)
+    for one, surface in ((blind, False), (that_draws(blind), True)):
+        frames, _ = one.advance(one.begin(scene(), 0)[1], path(1))
+        assert not frames.remembered.any()
+        assert frames.sky.eq(not surface).all() and frames.dynamic.eq(not surface).all()
+
+
 def test_what_nobody_has_seen_is_as_deep_as_the_seed_says() -> None:
     model = build()
 
@@ -298,11 +323,7 @@ def test_what_nobody_has_seen_is_as_deep_as_the_seed_says() -> None:
         return torch.where(cells, means, torch.nan)
 
     sure = model.with_parts(denoise=lambda *inputs: inputs[1].base, see=doubtful(model))
-    torch.manual_seed(0)
-    drawing = sure.with_parts()
-    drawing.drawer = DepthDrawer(DrawerConfig(width=8, blocks=1)).eval()
-    torch.nn.init.normal_(drawing.drawer.head.weight)
-    drawing.parts["draw"] = drawing.drawer
+    drawing = that_draws(sure)
     expected, one, other = depths(sure, 0), depths(drawing, 1), depths(drawing, 2)
     unseen = expected.isfinite()
     assert unseen.any() and torch.equal(one[unseen], depths(drawing, 1)[unseen])

@@ -41,6 +41,9 @@ FLOOR = 0.25
 which dreams had twelve times as many as true scenes."""
 SURFACE = math.log(2.0)
 """Neighbouring cells whose depths differ by less than this (ln) may be one surface, and so may cells of one column."""
+KEPT = 0.25
+"""So much (ln) a remembered cell is moved at most to stand upright with the rest of its column: what was upright when
+it was drawn is so nearly, from everywhere, and what stands before a wall is another thing."""
 BEHIND = 1.2
 """What is farther away than so many times what the given picture shows there is hidden in it."""
 OUTSIDE_M = 8.0
@@ -50,6 +53,8 @@ SILL_M = 0.9
 """How high the wall beneath a window is, which stops whoever walks."""
 WALL_M = 3.0
 """How far away a window is where nothing stands beside it."""
+LOWEST_M = 0.1
+"""A camera lower than this sees no floor to speak of, see `floor_nearness`."""
 STEEPEST = 0.8
 """Inverse depth changes by at most this share of itself within a cell, so that no plane ends beyond the horizon."""
 
@@ -172,7 +177,7 @@ def middles(
 
     A point lies anywhere in its cell, and half a cell is much depth on the floor and on a wall that is seen at a slant.
     So it is moved along the floor, or along the slope between it and the points beside it. Holes have the median of
-    what is around them.
+    what is around them, in which the sky is farther away than all else.
     """
     surface = shown.visible & (shown.depth_m < SKY_M / 2)
     inverse = torch.where(surface, shown.depth_m.reciprocal(), torch.nan)
@@ -181,6 +186,7 @@ def middles(
     down = told["down"] + torch.einsum("tj,tjhw->thw", _tilt(grid), shown.offset)
     on_floor = (shown.depth_m * down > (1.0 - FLOOR) * eyes_m) & (told["floor"] < math.log(FAR_M))
     log_depth = torch.where(surface & on_floor, told["floor"], -inverse.log())
+    log_depth = torch.where(shown.visible & ~surface, torch.inf, log_depth)
     height, width = log_depth.shape[1:]
     padded = F.pad(log_depth, (1, 1, 1, 1), value=math.nan)
     around = torch.stack([padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)])
@@ -215,16 +221,17 @@ def drawn(
     told, size = dict(zip(FEATURES, features.unbind(1), strict=True)), seen.depth_m.shape[1:]
     eyes = eyes_m[:, None, None]
     cells, memory = told["unseen"] > 0, middles(shown, told, grid, eyes)
-    kept = ~cells & memory.isfinite() & made_up(memory.nan_to_num(), grid, *given)
+    kept = ~cells & memory.isfinite() & made_up(memory.nan_to_num(), grid, *given) & (eyes > LOWEST_M)
     known = torch.where(told["shown"] > 0, told["memory"], told["perceived"])
     log_depth = torch.where(cells, told["perceived"] + off, torch.where(kept, memory, known))
     made = cells | kept
     log_depth = torch.where(made, _standing(told, cells, made, log_depth, eyes), log_depth)
-    level = made & (log_depth == told["floor"])
-    inside = _enlarged(made.float(), size) > 0
-    depth = planes(log_depth, size, level, _tilt(grid) / eyes_m[:, None])
+    level = made & (log_depth == told["floor"]) & (told["floor"] < math.log(FAR_M))
+    new, old = (_enlarged(where.float(), size) > 0 for where in (cells, kept))
+    inside = new | (old & ~seen.dynamic)  # something may move before what is remembered
+    depth = planes(log_depth, size, level, _tilt(grid) / eyes_m.clamp_min(LOWEST_M)[:, None])
     depth = torch.where(inside, depth, seen.depth_m).clamp(max=max_depth_m)
-    return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~inside)
+    return replace(seen, depth_m=depth, sky=seen.sky & ~inside, dynamic=seen.dynamic & ~new)
 
 
 def _standing(
@@ -246,12 +253,14 @@ def _standing(
     level = 0.5 * (1.0 + told["ray_x"] ** 2 + told["ray_y"] ** 2 - told["down"] ** 2).log()
     above = made & (log_depth < nearly)
     away = torch.where(above, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
-    thing = torch.where(above & ((away - log_depth).abs() < SURFACE), away, log_depth)
+    near = torch.where(cells, SURFACE, KEPT)
+    thing = torch.where(above & ((away - log_depth).abs() < near), away, log_depth)
     stands, thing = thing < nearly, torch.where(cells, thing - NEARER, thing)
     beyond = cells & stands & (thing + level > math.log(OUTSIDE_M))
     window = beyond.any(1, keepdim=True)
 
-    walls = torch.where(stands & ~beyond & ~window, thing + level, torch.nan).nanmedian(1).values
+    walls = stands & ~window & (thing + level <= math.log(OUTSIDE_M))
+    walls = torch.where(walls, thing + level, torch.nan).nanmedian(1).values
     beside = 2 * (walls.shape[1] // 4) + 1
     nearest = -F.max_pool1d(torch.where(walls.isnan(), -torch.inf, -walls), beside, 1, beside // 2)
     wall = torch.where(nearest.isinf(), math.log(WALL_M), nearest)[:, None] - level
@@ -277,8 +286,8 @@ def planes(
     for axis in (1, 2):
         slope = _slope(inverse, axis)
         if floor is not None and tilt is not None:
-            slope = torch.where(floor, tilt[:, 2 - axis, None, None], slope)
-        slope = slope.clamp(-STEEPEST * inverse, STEEPEST * inverse)
+            steepest = STEEPEST * inverse
+            slope = torch.where(floor, tilt[:, 2 - axis, None, None].clamp(-steepest, steepest), slope)
         cell_px = size[axis - 1] // inverse.shape[axis]
         within = (torch.arange(size[axis - 1], device=inverse.device) % cell_px + 0.5) / cell_px - 0.5
         total = total + _enlarged(slope, size) * (within[:, None] if axis == 1 else within)
@@ -299,7 +308,7 @@ def _slope(
     before, after = torch.cat([none, steps], axis), torch.cat([steps, none], axis)
     before, after = torch.where(before.isnan(), after, before), torch.where(after.isnan(), before, after)
     lesser = torch.where(before.abs() < after.abs(), before, after)
-    return torch.where(before * after > 0, lesser, 0.0)
+    return torch.where(before * after > 0, lesser, 0.0).clamp(-STEEPEST * inverse, STEEPEST * inverse)
 
 
 def _enlarged(cells: Float[Tensor, "T h w"], size: Sequence[int]) -> Float[Tensor, "T H W"]:

@@ -132,7 +132,7 @@ def test_drawn_things_stand_upright() -> None:
     torch.testing.assert_close(found, standing[:, None].expand(-1, CELLS))
 
 
-@pytest.mark.parametrize("beside_m", [2.0, None])
+@pytest.mark.parametrize("beside_m", [2.0, 20.0, None])
 def test_what_is_drawn_far_away_is_seen_through_a_window_in_the_wall_beside_it(beside_m: float | None) -> None:
     cells, cameras = torch.ones(1, CELLS, CELLS, dtype=torch.bool), turned(torch.zeros(1))
     cells[:, :, :4] = beside_m is None
@@ -141,8 +141,10 @@ def test_what_is_drawn_far_away_is_seen_through_a_window_in_the_wall_beside_it(b
     told = dict(zip(FEATURES, features[0].unbind(), strict=True))
     around = (1 + told["ray_x"][0] ** 2).sqrt()  # how much farther away than deep
     off = math.log(12.0) - features[:, FEATURES.index("perceived")]
-    middle = of_cells(draw(wall(1), shown, off).depth_m[0])[:, 4]
-    at = (beside_m * around[2:4].min() if beside_m else WALL_M) / around[4]
+    depth = draw(wall(1), shown, off).depth_m[0]
+    middle = of_cells(depth)[:, 4]
+    assert depth[: SIDE // 4, 32:].allclose(torch.tensor(FAR_M))
+    at = (beside_m * around[2:4].min() if beside_m == 2.0 else WALL_M) / around[4]  # what is far is no wall
     sill = 1.2 - at * told["down"][:, 4] < SILL_M
     assert sill.tolist() == [False] * 5 + [True] * 3 or sill.tolist() == [False] * 4 + [True] * 4
     floor = torch.where(told["down"][:, 4] > 0, told["floor"][:, 4].exp(), FAR_M)
@@ -172,12 +174,13 @@ def test_points_anywhere_in_their_cells_tell_how_deep_the_middle_is(place: str) 
 def test_what_the_memory_does_not_show_between_what_it_does_is_as_deep_as_around_it() -> None:
     shown = torch.full((1, CELLS, CELLS), 3.0)
     shown[0, 1, 1], shown[0, 1, 4:] = 0.0, 0.0
-    shown[0, :, 6:] = 2 * SKY_M  # the sky, which has no depth to speak of
+    shown[0, :, 6:] = 2 * SKY_M  # the sky, which is behind all else
+    shown[0, 2, 6] = 0.0
     grid = turned(torch.zeros(1)).resized((CELLS, CELLS))
     features, _ = draw_features(wall(1), shown == 0, shown, grid, 1.2)
     told = dict(zip(FEATURES, features.unbind(1), strict=True))
     found = middles(remembered(shown), told, grid, EYES[:, None, None])[0, : CELLS // 2].exp()
-    assert found[:, :6].allclose(torch.tensor(3.0)) and found[2:, 6:].isnan().all()
+    assert found[:, :6].allclose(torch.tensor(3.0)) and found[:, 6:].isinf().all()
 
 
 def test_what_the_given_picture_does_not_show_is_made_up() -> None:
@@ -202,6 +205,41 @@ def test_what_was_made_up_is_as_deep_as_remembered_whatever_the_eyes_think_of_it
     below = backproject(found, turned(torch.zeros(1)))[0, SIDE // 2 + SIDE // CELLS :, :, 1]
     assert below.allclose(torch.tensor(1.2))  # before the wall there is the floor
     assert torch.equal(draw(seen, shown, never, given_m=6.0, cells=never > 0).depth_m, rubble)
+
+
+def test_what_moves_before_what_was_made_up_is_seen_and_still_moves() -> None:
+    seen, shown = wall(1), torch.full((1, CELLS, CELLS), 6.0)
+    mover = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    mover[:, 4:12, 4:12] = True
+    never = torch.zeros(1, CELLS, CELLS)
+    found = draw(replace(seen, dynamic=mover), shown, never, given_m=0.4, cells=never > 0)
+    assert torch.equal(found.dynamic, mover) and found.depth_m[mover].eq(2.0).all()
+    assert found.depth_m[:, : SIDE // 2][~mover[:, : SIDE // 2]].allclose(torch.tensor(6.0))
+
+
+def test_another_thing_in_the_same_column_stays_where_it_is_remembered() -> None:
+    """A box before a wall: only what is nearly upright was upright."""
+    shown, never = torch.full((1, CELLS, CELLS), 2.9), torch.zeros(1, CELLS, CELLS)
+    shown[:, 3:] = 1.6
+    found = of_cells(draw(wall(1), shown, never, given_m=0.4, cells=never > 0).depth_m[0])
+    assert found[:3].allclose(torch.tensor(2.9)) and found[3:5].allclose(torch.tensor(1.6))
+
+
+def test_depth_is_finite_and_positive_wherever_points_and_cameras_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shown = 5 * torch.rand(1, CELLS, CELLS, generator=generator) + 0.1
+    offset = torch.rand(1, 2, CELLS, CELLS, generator=generator) - 0.5
+    cameras, never = turned(torch.zeros(1)), torch.zeros(1, CELLS, CELLS)
+    grid = cameras.resized((CELLS, CELLS))
+    for height_m in (1.2, 0.05, 0.0, -0.1):
+        for cells in (never > 0, never == 0):
+            features, _ = draw_features(wall(1), cells, shown, cameras, height_m)
+            given, eyes = (torch.full((1, CELLS, CELLS), 0.01), grid), torch.tensor([height_m])
+            found = drawn(wall(1), features, never, remembered(shown, offset), grid, given, eyes, 50.0).depth_m
+            assert found.isfinite().all() and (found > 0).all()
+    told = dict(zip(FEATURES, features.unbind(1), strict=True))
+    ratio = (middles(remembered(shown, offset), told, grid, EYES[:, None, None]).exp() / shown)[:, : CELLS // 2]
+    assert (ratio > 0.5).all() and (ratio < 2.8).all()  # half a cell along the steepest slope, and that twice
 
 
 def test_cells_on_a_plane_are_that_plane_to_the_pixel() -> None:
