@@ -66,6 +66,10 @@ class Cameras:
         )
 
 
+SKY_M = 1e3
+"""Depth at which a memory shows the sky: no step of a walk shifts it."""
+
+
 @dataclass(frozen=True)
 class Readout:
     """What the memory shows to V target views, at latent resolution (Eq. 5)."""

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.depth_grid import depth_to_grid, straddles_edge
-from mirage_env.memory.latent import SKY_M
-from mirage_env.types import Readout
+from mirage_env.types import SKY_M, Readout
 
 
 def align_log_scale(

@@ -19,12 +19,10 @@ from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
 from mirage_env.memory.protocol import AnyMemoryConfig, ChunkRecord, Encode, MemoryReading, State, whole_number
 from mirage_env.memory.splat import Cloud, check_kinds, frontmost, splat_many
-from mirage_env.types import Cameras, Readout
+from mirage_env.types import SKY_M, Cameras, Readout
 
 WriteRule = Literal["paper", "novel"]
 DepthEdges = Literal["reject", "first", "keep"]
-SKY_M = 1e3
-"""Depth at which the sky is shown: no step of a walk shifts it."""
 TokenDtype = Literal["float16", "float32", "uint8"]
 _KINDS = (("points", 2, torch.float32), ("footprint_m", 1, torch.float32), ("ids", 1, torch.int64))
 _BLOCK = 2048

@@ -21,9 +21,8 @@ from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.projection import backproject, camera_rays, project
-from mirage_env.memory.latent import SKY_M
 from mirage_env.perception.tiny import Block, Perceived, floor_nearness
-from mirage_env.types import Cameras, Readout
+from mirage_env.types import SKY_M, Cameras, Readout
 
 FAR_M = 20.0
 """What lies farther counts as this far: the sky behind a window is an opening like any other."""

@@ -5,8 +5,7 @@ import torch
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.alignment import align_log_scale, anchored
-from mirage_env.memory.latent import SKY_M
-from mirage_env.types import Readout
+from mirage_env.types import SKY_M, Readout
 
 
 def world(frames: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,6 @@ from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import backproject
 from mirage_env.memory.depth_grid import straddles_edge
-from mirage_env.memory.latent import SKY_M
 from mirage_env.perception.drawn import (
     FAR_M,
     FEATURES,
@@ -29,7 +28,7 @@ from mirage_env.perception.drawn import (
     to_draw,
 )
 from mirage_env.perception.tiny import Perceived
-from mirage_env.types import Cameras, Readout
+from mirage_env.types import SKY_M, Cameras, Readout
 
 SIDE, CELLS = 64, 8
 EYES = torch.tensor([1.2])
