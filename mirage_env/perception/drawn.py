@@ -220,7 +220,8 @@ def drawn(
     told, size = dict(zip(FEATURES, features.unbind(1), strict=True)), seen.depth_m.shape[1:]
     eyes = eyes_m[:, None, None]
     cells, memory = told["unseen"] > 0, middles(shown, told, grid, eyes)
-    kept = ~cells & memory.isfinite() & made_up(memory.nan_to_num(), grid, *given) & (eyes > LOWEST_M)
+    points = torch.where(told["shown"] > 0, told["memory"], memory)  # a foot of a wall is not the floor behind it
+    kept = ~cells & memory.isfinite() & made_up(points.nan_to_num(), grid, *given) & (eyes > LOWEST_M)
     known = torch.where(told["shown"] > 0, told["memory"], told["perceived"])
     log_depth = torch.where(cells, told["perceived"] + off, torch.where(kept, memory, known))
     made = cells | kept

@@ -216,6 +216,14 @@ def test_what_moves_before_what_was_made_up_is_seen_and_still_moves() -> None:
     assert found.depth_m[:, : SIDE // 2][~mover[:, : SIDE // 2]].allclose(torch.tensor(6.0))
 
 
+def test_the_foot_of_a_wall_that_the_picture_shows_is_no_floor_behind_it() -> None:
+    """The cell's middle looks at the floor 3.2 m away; the wall's foot in it, 2.7 m away, was given."""
+    shown, never = torch.full((1, CELLS, CELLS), 2.7), torch.zeros(1, CELLS, CELLS)
+    seen = wall(1, 2.7)
+    found = draw(seen, shown, never, given_m=2.6, cells=never > 0).depth_m
+    assert torch.equal(found, seen.depth_m)
+
+
 def test_another_thing_in_the_same_column_stays_where_it_is_remembered() -> None:
     """A box before a wall: only what is nearly upright was upright."""
     shown, never = torch.full((1, CELLS, CELLS), 2.9), torch.zeros(1, CELLS, CELLS)
