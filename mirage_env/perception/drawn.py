@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.projection import backproject, camera_rays, project
-from mirage_env.perception.tiny import Block, Perceived, floor_nearness
+from mirage_env.perception.tiny import LOWEST_M, Block, Perceived, floor_nearness
 from mirage_env.types import SKY_M, Cameras, Readout
 
 FAR_M = 20.0
@@ -52,8 +52,6 @@ SILL_M = 0.9
 """How high the wall beneath a window is, which stops whoever walks."""
 WALL_M = 3.0
 """How far away a window is where nothing stands beside it."""
-LOWEST_M = 0.1
-"""A camera lower than this sees no floor to speak of, see `floor_nearness`."""
 STEEPEST = 0.8
 """Inverse depth changes by at most this share of itself within a cell, so that no plane ends beyond the horizon."""
 
@@ -259,8 +257,8 @@ def _standing(
     beyond = cells & stands & (thing + level > math.log(OUTSIDE_M))
     window = beyond.any(1, keepdim=True)
 
-    walls = stands & ~window & (thing + level <= math.log(OUTSIDE_M))
-    walls = torch.where(walls, thing + level, torch.nan).nanmedian(1).values
+    solid = stands & ~window & (thing + level <= math.log(OUTSIDE_M))
+    walls = torch.where(solid, thing + level, torch.nan).nanmedian(1).values
     beside = 2 * (walls.shape[1] // 4) + 1
     nearest = -F.max_pool1d(torch.where(walls.isnan(), -torch.inf, -walls), beside, 1, beside // 2)
     wall = torch.where(nearest.isinf(), math.log(WALL_M), nearest)[:, None] - level

@@ -20,6 +20,8 @@ from mirage_env.geometry.projection import camera_rays
 from mirage_env.types import Cameras
 
 INPUT_CHANNELS = 8
+LOWEST_M = 0.1
+"""A camera lower than this sees the floor as if it were so high."""
 """RGB, ray x and y, nearness of the floor plane, nearness and mask of the memory."""
 RAY_X, FLOOR, FAR_M = 3, 5, 6.0
 
@@ -167,7 +169,7 @@ def floor_nearness(cameras: Cameras, rays: Float[Tensor, "T H W 3"], floor_y: fl
     """1 / z-depth of the floor plane along every ray, in 1 / metres; 0 above the horizon."""
     height = torch.as_tensor(floor_y, dtype=rays.dtype, device=rays.device) - cameras.world_from_camera[:, 1, 3]
     down = torch.einsum("tj,thwj->thw", cameras.world_from_camera[:, 1, :3], rays)
-    return (down / height.clamp_min(0.1)[:, None, None]).clamp(0.0, 4.0)
+    return (down / height.clamp_min(LOWEST_M)[:, None, None]).clamp(0.0, 4.0)
 
 
 def mirror(inputs: Float[Tensor, "T 8 H W"]) -> Float[Tensor, "T 8 H W"]:
