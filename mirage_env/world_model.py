@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -94,6 +94,9 @@ class Preset:
     """Whether torch.compile fuses the denoiser's blocks, on a GPU that holds it: minutes once, less traffic a step."""
     keyframe_stride: int = 4
     """Counting back from a chunk's last latent frame, every how many-th is re-encoded and written to the memory."""
+    keyframes_first: bool = False
+    """A chunk's keyframes are made and remembered before its other frames, which then show them: what is invented is
+    one place in all frames of its chunk. For codecs that take every frame alone; costs a second, shorter pass."""
     max_keyframes: int = 64
     """How many keyframes stay at hand as references: the given picture always, of all others the oldest go first."""
     anchor: float = 0.0
@@ -112,6 +115,11 @@ class Preset:
             raise InvalidValueError(
                 "keyframe_stride must be at least 1 and max_keyframes at least 2, the given picture and the last one, "
                 f"got {self.keyframe_stride} and {self.max_keyframes}"
+            )
+        if self.keyframes_first and any(self.codec.temporal_downsample):
+            raise InvalidValueError(
+                "keyframes_first takes the frames of a chunk out of their order, which a codec with temporal_downsample "
+                "cannot decode; leave it false"
             )
         if not self.anchor >= 0:
             raise InvalidValueError(f"anchor must not be negative, got {self.anchor}")
@@ -175,6 +183,19 @@ class WorldState:
     """Mean distance, in latent units, between the last chunk and what the memory had shown it; 0 is none."""
     prompt: str | None = None
     """Words that accompany the first picture."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Frames that were denoised together."""
+
+    latents: Float[Tensor, "n c h w"]
+    rgb: UInt8[Tensor, "T H W 3"]
+    seen: Perceived
+    shown: Readout
+    """What the memory showed of them."""
+    moved: Float[Tensor, "n h w"]
+    """How far each cell went from the warp, in latent units."""
 
 
 class Ask(NamedTuple):
@@ -359,30 +380,31 @@ class WorldModel:
         return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, remembered, camera), state
 
     def _advance(self, state: WorldState, cameras: Cameras) -> Work[tuple[Frames, WorldState]]:
-        stride = self.temporal_stride
+        stride, every = self.temporal_stride, self.preset.keyframe_stride
         cameras = self._checked(cameras, stride)
-        grid = cameras.resized(self.latent_size)
-        targets = grid[stride - 1 :: stride]
-        past = state.history.cameras
-        views = Cameras.cat([past, grid])  # one projection serves the whole chunk
-        reading = yield Ask("read", (state.memory, views))
-        readout = reading.grid or Readout.blank(views, self.channels)
-        shown = readout[len(past) :]
-        condition = self._condition(state, targets, readout, reading)
-        latents = yield Ask("denoise", (self._noise(state, condition), condition))
-        rgb = (yield Ask("decode", (latents, state.history.latents[-1:][None])))[0]
-        latents = latents[0].float()
-        images = to_float(rgb)  # what an observer gets is what is seen and remembered
+        count = len(cameras) // stride
+        order = torch.arange(count, device=self.device)
+        keys = order.flip(0)[::every].flip(0)
+        initial = self._noise(state, count)
+        if self.preset.keyframes_first and len(keys) < count:
+            between = order[~torch.isin(order, keys)]
+            first = yield from self._made(state, cameras[keys], initial[:, keys])
+            seen, written, memory = yield from self._written(state, first, cameras[keys], torch.arange(len(keys)))
+            # the memory shows what lies between; more of the past brought nothing and cost a tenth of the time
+            lean = replace(state, memory=memory, history=state.history[-1:], keyframes=state.keyframes[-1:])
+            rest = yield from self._made(lean, cameras[between], initial[:, between])
+            others = yield from self._settled(rest.seen, rest.shown, cameras[between], state)
+            back = torch.cat([keys, between]).argsort()
+            made, seen = _interleaved(first, rest, back), _interleaved(seen, others, back)
+        else:
+            made = yield from self._made(state, cameras, initial)
+            seen, written, memory = yield from self._written(state, made, cameras, (keys + 1) * stride - 1)
 
-        seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
-        scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
-        seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
-        seen, written, memory = yield from self._written(state, images, rgb, seen, shown, cameras)
-
-        visible = shown.visible[stride - 1 :: stride]
-        moved = (latents - condition.base[0]).abs().mean(1)[visible]
-        recent = LatentFrames(latents, latents.new_full(latents[:, 0].shape, torch.nan), targets)
+        grid, visible = cameras.resized(self.latent_size), made.shown.visible
+        unknown = made.latents.new_full(made.latents[:, 0].shape, torch.nan)
+        recent = LatentFrames(made.latents, unknown, grid[stride - 1 :: stride])
         history = LatentFrames.cat([state.history, recent[:-1], written[-1:]])
+        moved = made.moved[visible[stride - 1 :: stride]]
         given, *keyframes = state.keyframes
         after = WorldState(
             memory=memory,
@@ -390,29 +412,43 @@ class WorldModel:
             keyframes=(given, *(*keyframes, *written.apart())[1 - self.preset.max_keyframes :]),
             floor_y=state.floor_y,
             seed=state.seed,
-            frame=state.frame + len(targets),
+            frame=state.frame + count,
             drift=float(moved.mean()) if len(moved) else 0.0,
             prompt=state.prompt,
         )
-        return Frames(rgb, seen.depth_m, seen.sky, seen.dynamic, shown.visible, cameras), after
+        return Frames(made.rgb, seen.depth_m, seen.sky, seen.dynamic, visible, cameras), after
+
+    def _made(self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"]) -> Work[_Made]:
+        """Frames that are denoised together from `initial` noise, and what is seen in them, as deep as the memory says
+        on the whole."""
+        stride = self.temporal_stride
+        grid = cameras.resized(self.latent_size)
+        past = state.history.cameras
+        views = Cameras.cat([past, grid])  # one projection serves the whole chunk
+        reading = yield Ask("read", (state.memory, views))
+        readout = reading.grid or Readout.blank(views, self.channels)
+        shown = readout[len(past) :]
+        condition = self._condition(state, grid[stride - 1 :: stride], readout, reading)
+        latents = yield Ask("denoise", (initial, condition))
+        rgb = (yield Ask("decode", (latents, state.history.latents[-1:][None])))[0]
+        latents = latents[0].float()
+        images = to_float(rgb)  # what an observer gets is what is seen and remembered
+
+        seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
+        scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
+        seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
+        return _Made(latents, rgb, seen, shown, (latents - condition.base[0]).abs().mean(1))
 
     def _written(
-        self,
-        state: WorldState,
-        images: Float[Tensor, "T 3 H W"],
-        rgb: UInt8[Tensor, "T H W 3"],
-        seen: Perceived,
-        shown: Readout,
-        cameras: Cameras,
+        self, state: WorldState, made: _Made, cameras: Cameras, pixels: Int64[Tensor, " k"]
     ) -> Work[tuple[Perceived, LatentFrames, State]]:
-        """What is seen once it has settled, the keyframes of a chunk, and the memory with them.
+        """What is seen once it has settled, the keyframes `pixels`, and the memory with them.
 
         Keyframes settle one after another, each on what the one before wrote, and then all other frames on theirs: else
         frames of one chunk would each have a surface of their own where nothing was remembered before it.
         """
-        stride, every = self.temporal_stride, self.preset.keyframe_stride
-        pixels = torch.arange(len(cameras) - 1, -1, -stride * every, device=self.device).flip(0)
-        clean = yield Ask("encode", (images[pixels],))
+        rgb, seen, shown = made.rgb, made.seen, made.shown
+        clean = yield Ask("encode", (to_float(rgb[pixels]),))
         grid = cameras.resized(self.latent_size)
         settles = bool(self.preset.anchor) or (self.drawer is not None and seen.doubt is not None)
         at_once = 1 if settles else len(pixels)
@@ -549,11 +585,11 @@ class WorldModel:
             self.text(state.prompt) if self.text is not None else None,
         )
 
-    def _noise(self, state: WorldState, condition: ChunkCondition) -> Float[Tensor, "1 n c h w"]:
+    def _noise(self, state: WorldState, count: int) -> Float[Tensor, "1 n c h w"]:
         """A pure function of the world's seed and of how far it has come, the same on every device."""
         words = np.random.SeedSequence([state.seed, state.frame]).generate_state(2)
         generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-        shape = (1, int(condition.noisy.sum()), *condition.clean.shape[2:])
+        shape = (1, count, self.channels, *self.latent_size)
         return torch.randn(shape, generator=generator).to(self.device)
 
     def _remember(
@@ -594,6 +630,15 @@ class WorldModel:
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+
+def _interleaved(one: Any, two: Any, order: Int64[Tensor, " n"]) -> Any:
+    """The frames of both, put in order."""
+    if isinstance(one, Tensor):
+        return torch.cat([one, two])[order]
+    if one is None:
+        return None
+    return type(one)(**{f.name: _interleaved(getattr(one, f.name), getattr(two, f.name), order) for f in fields(one)})
 
 
 def _put(some: Perceived, into: Perceived, pictures: Tensor) -> None:

@@ -52,6 +52,13 @@ def path(count: int, start: int = 1) -> Cameras:
     return Cameras(poses, intrinsics_from_fov(1.2, SIZE).expand(count, 3, 3), SIZE)
 
 
+def turned_around(count: int) -> Cameras:
+    """One place, and nothing in sight that the first picture shows."""
+    behind = path(count).world_from_camera.clone()
+    behind[:, :3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 0.0]))[:3]
+    return replace(path(count), world_from_camera=behind)
+
+
 def same(a, b) -> bool:
     return torch.equal(a.rgb, b.rgb) and torch.equal(a.depth_m, b.depth_m) and torch.equal(a.remembered, b.remembered)
 
@@ -360,9 +367,7 @@ def test_frames_of_a_chunk_settle_on_what_its_keyframes_wrote() -> None:
         distance = torch.tensor([2.0, 2.2, 2.4, 1.9])[: len(images), None, None]
         return replace(perceived, depth_m=distance.expand(-1, *SIZE).clone(), sky=nothing, dynamic=nothing)
 
-    behind = path(4).world_from_camera.clone()
-    behind[:, :3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 0.0]))[:3]
-    cameras = replace(path(4), world_from_camera=behind)
+    cameras = turned_around(4)
     frames, points = {}, {}
     for anchor in (0.0, 0.6):
         model.preset = replace(model.preset, anchor=anchor)
@@ -374,6 +379,45 @@ def test_frames_of_a_chunk_settle_on_what_its_keyframes_wrote() -> None:
     torch.testing.assert_close(frames[0.0].depth_m[:, 5, 5], torch.tensor([2.0, 2.2, 2.4, 1.9]))
     torch.testing.assert_close(frames[0.6].depth_m, torch.full((4, *SIZE), 2.2))
     assert 2 * points[0.6] == points[0.0] == SIZE[0] * SIZE[1] // 32
+
+
+def test_keyframes_come_first_and_the_frames_between_show_them() -> None:
+    def from_pure_noise(model: WorldModel) -> WorldModel:  # so that draws do not matter
+        return model.with_parts(denoise=lambda noise, given: model.denoiser.clean(noise, torch.ones(1), given))
+
+    model = from_pure_noise(build(keyframe_stride=2, keyframes_first=True))
+    alone = from_pure_noise(build(keyframe_stride=1))
+    cameras, (_, state) = turned_around(5), model.begin(scene(), 0)
+    frames, after = model.advance(state, cameras)
+    keys, wrote = alone.advance(state, cameras[::2])
+    assert same(frames[slice(0, 5, 2)], keys) and not keys.remembered.any()
+    for name in ("points", "tokens"):
+        assert torch.equal(getattr(after.memory, name), getattr(wrote.memory, name))
+    assert frames[slice(1, 5, 2)].remembered.float().mean() > 0.5
+    assert torch.equal(frames[slice(1, 5, 2)].remembered, model.readout(after, cameras[1::2]).visible)
+    assert torch.equal(frames.cameras.world_from_camera, cameras.world_from_camera)
+    assert torch.equal(after.history.cameras.world_from_camera, cameras[2:].world_from_camera)
+    assert len(after.keyframes) == 4 and after.frame == 5
+
+
+def test_a_chunk_of_keyframes_alone_is_the_same_whether_they_come_first_or_not() -> None:
+    (_, state), first, usual = build().begin(scene(), 0), build(keyframes_first=True), build()
+    assert same(first.advance(state, path(1))[0], usual.advance(state, path(1))[0])
+
+
+def test_keyframes_first_together_are_those_of_each_world_alone() -> None:
+    model = build(keyframes_first=True)
+    states = [model.begin(scene(seed), seed)[1] for seed in range(3)]
+    cameras = [path(6), path(2), path(6, 3)]
+    together = model.advance_many(states, cameras)
+    for (frames, after), state, views in zip(together, states, cameras, strict=True):
+        expected, then = model.advance(state, views)
+        assert same(frames, expected) and torch.equal(after.memory.tokens, then.memory.tokens)
+
+
+def test_keyframes_cannot_come_first_where_frames_are_decoded_together() -> None:
+    with pytest.raises(InvalidValueError, match=r"keyframes_first .* temporal_downsample cannot decode"):
+        build(replace(CODEC, temporal_downsample=(True, False)), keyframes_first=True)
 
 
 class Witness(LatentMemory):

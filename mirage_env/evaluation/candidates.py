@@ -22,7 +22,7 @@ from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import ChunkRecord, Memory, State, make_memory, memory_class, memory_kinds
 from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
 from mirage_env.perception.tiny import Perceived
-from mirage_env.types import Frames, Readout
+from mirage_env.types import Cameras, Frames, Readout
 from mirage_env.world_model import WorldModel
 
 CHUNK = 8
@@ -126,10 +126,14 @@ def generate_without_filter(model: WorldModel, walk: Walk) -> Guess:
 
 def generate_with_true_depth(model: WorldModel, walk: Walk) -> Guess:
     """The memory is written at true depth, with true masks."""
-    coming = iter(range(len(walk.truth)))  # a rollout asks for one frame after another
+    poses = walk.truth.cameras.world_from_camera
+    coming = list(range(len(walk.truth)))
 
-    def see(images: Tensor, *_: Any) -> Perceived:
-        now = [next(coming) for _ in images]
+    def see(images: Tensor, cameras: Cameras, *_: Any) -> Perceived:
+        now = []
+        for pose in cameras.world_from_camera.cpu():  # keyframes may come before the frames between them
+            now.append(next(index for index in coming if torch.equal(poses[index], pose)))
+            coming.remove(now[-1])
         depth, sky, dynamic = (
             x[now].to(images.device) for x in (walk.truth.depth_m, walk.truth.sky, walk.truth.dynamic)
         )
@@ -149,8 +153,9 @@ def generate_from_video_latents(model: WorldModel, walk: Walk) -> Guess:
     def encode(images: Tensor) -> Tensor:
         if not denoised:
             return model.parts["encode"](images)
-        keys = torch.arange(denoised[0].shape[1] - 1, -1, -model.preset.keyframe_stride).flip(0)
-        return denoised[0][0, keys.to(images.device)].float()
+        latents = denoised[0][0].float()
+        every = 1 if len(latents) == len(images) else model.preset.keyframe_stride  # keyframes alone, or a whole chunk
+        return latents.flip(0)[::every].flip(0)
 
     return generate(model.with_parts(denoise=denoise, encode=encode), walk)
 

@@ -155,6 +155,23 @@ def test_video_latents_are_those_that_were_denoised(model, make_walk):
     assert image.rgb.shape == video.rgb.shape
 
 
+def test_true_depth_and_video_latents_follow_keyframes_that_come_first(model, make_walk, monkeypatch):
+    """The wall comes nearer frame by frame, and each frame's own distance is written."""
+    first, walk = model.with_parts(), make_walk([0.05 * i for i in range(9)])
+    first.preset = replace(model.preset, keyframes_first=True)
+    written, write = [], LatentMemory.write
+
+    def witness(self, state, record):
+        written.extend(record.depth_m[:, 0, 0].tolist())
+        return write(self, state, record)
+
+    monkeypatch.setattr(LatentMemory, "write", witness)
+    candidates.generate_with_true_depth(first, walk)
+    assert written == pytest.approx(walk.truth.depth_m[::4, 0, 0].tolist())
+    still = candidates.generate_from_video_latents(first, make_walk([0.0] * 9)).rgb
+    assert torch.equal(still, still[:1].expand_as(still))
+
+
 def test_depth_is_judged_in_metres(model, make_walk):
     """An eye that sees two metres everywhere, before a wall three metres away."""
     biased = copy.copy(model)
