@@ -118,8 +118,8 @@ class Preset:
             )
         if self.keyframes_first and any(self.codec.temporal_downsample):
             raise InvalidValueError(
-                "keyframes_first takes the frames of a chunk out of their order, which a codec with temporal_downsample "
-                "cannot decode; leave it false"
+                "keyframes_first takes the frames of a chunk out of their order, which a codec with temporal_downsample"
+                " cannot decode; leave it false"
             )
         if not self.anchor >= 0:
             raise InvalidValueError(f"anchor must not be negative, got {self.anchor}")
