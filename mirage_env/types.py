@@ -113,7 +113,8 @@ class Frames:
     dynamic: Bool[Tensor, "T H W"]
     """Pixels of things that move by themselves; never written to the memory."""
     remembered: Bool[Tensor, "T h w"]
-    """Latent cells that the memory showed (True) or the model invented (False). All True for ground truth."""
+    """Latent cells that the memory showed (True) or the model invented (False) as the frame was made: what
+    keyframes of its chunk invented may be shown, see `Preset.keyframes_first`. All True for ground truth."""
     cameras: Cameras
 
     def __len__(self) -> int:

@@ -180,7 +180,8 @@ class WorldState:
     frame: int
     """Latent frames generated so far; with `seed` it decides the next noise."""
     drift: float
-    """Mean distance, in latent units, between the last chunk and what the memory had shown it; 0 is none."""
+    """Mean distance, in latent units, between the last chunk's frames and what the memory showed as each was made; 0 is
+    none."""
     prompt: str | None = None
     """Words that accompany the first picture."""
 
@@ -388,16 +389,17 @@ class WorldModel:
         initial = self._noise(state, count)
         if self.preset.keyframes_first and len(keys) < count:
             between = order[~torch.isin(order, keys)]
-            first = yield from self._made(state, cameras[keys], initial[:, keys])
+            first, shows = yield from self._made(state, cameras[keys], initial[:, keys])
             seen, written, memory = yield from self._written(state, first, cameras[keys], torch.arange(len(keys)))
-            # the memory shows what lies between; more of the past brought nothing and cost a tenth of the time
-            lean = replace(state, memory=memory, history=state.history[-1:], keyframes=state.keyframes[-1:])
-            rest = yield from self._made(lean, cameras[between], initial[:, between])
+            past = replace(state, memory=memory)
+            if shows:  # what lies between: more of the past is of no use and costs a tenth of the time
+                past = replace(past, history=state.history[-1:], keyframes=state.keyframes[-1:])
+            rest, _ = yield from self._made(past, cameras[between], initial[:, between])
             others = yield from self._settled(rest.seen, rest.shown, cameras[between], state)
             back = torch.cat([keys, between]).argsort()
             made, seen = _interleaved(first, rest, back), _interleaved(seen, others, back)
         else:
-            made = yield from self._made(state, cameras, initial)
+            made, _ = yield from self._made(state, cameras, initial)
             seen, written, memory = yield from self._written(state, made, cameras, (keys + 1) * stride - 1)
 
         grid, visible = cameras.resized(self.latent_size), made.shown.visible
@@ -418,9 +420,11 @@ class WorldModel:
         )
         return Frames(made.rgb, seen.depth_m, seen.sky, seen.dynamic, visible, cameras), after
 
-    def _made(self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"]) -> Work[_Made]:
-        """Frames that are denoised together from `initial` noise, and what is seen in them, as deep as the memory says
-        on the whole."""
+    def _made(
+        self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"]
+    ) -> Work[tuple[_Made, bool]]:
+        """Frames that are denoised together from `initial` noise, what is seen in them, as deep as the memory says on
+        the whole, and whether it is one that shows views."""
         stride = self.temporal_stride
         grid = cameras.resized(self.latent_size)
         past = state.history.cameras
@@ -437,7 +441,8 @@ class WorldModel:
         seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
-        return _Made(latents, rgb, seen, shown, (latents - condition.base[0]).abs().mean(1))
+        moved = (latents - condition.base[0]).abs().mean(1)
+        return _Made(latents, rgb, seen, shown, moved), reading.grid is not None
 
     def _written(
         self, state: WorldState, made: _Made, cameras: Cameras, pixels: Int64[Tensor, " k"]

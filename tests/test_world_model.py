@@ -14,6 +14,7 @@ from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig
+from mirage_env.memory.none import NoMemory
 from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, to_draw
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.types import Cameras, SceneSpec
@@ -413,6 +414,22 @@ def test_keyframes_first_together_are_those_of_each_world_alone() -> None:
     for (frames, after), state, views in zip(together, states, cameras, strict=True):
         expected, then = model.advance(state, views)
         assert same(frames, expected) and torch.equal(after.memory.tokens, then.memory.tokens)
+
+
+def test_frames_between_keyframes_need_no_past_where_the_memory_shows_views() -> None:
+    for memory, whole in ((LatentMemory(MemoryConfig()), False), (NoMemory(), True)):
+        model, asked = build(keyframe_stride=2, keyframes_first=True).with_memory(memory), []
+
+        def denoise(noise, condition, model=model, asked=asked):
+            asked.append((int((~condition.noisy).sum()) - condition.references, condition.references))
+            return condition.base
+
+        world = model.with_parts(denoise=denoise)
+        _, state = world.begin(scene(), 0)
+        for start in (1, 5, 9):
+            _, state = world.advance(state, path(4, start))
+        assert asked[-2][0] == 3  # the keyframes: the frame before them, and two before that
+        assert asked[-1][0] == 3 and asked[-1][1] > 0 if whole else asked[-1] == (1, 0)
 
 
 def test_keyframes_cannot_come_first_where_frames_are_decoded_together() -> None:

@@ -125,11 +125,13 @@ def glimpse_clips(
 
     Each of the last `count` clips is a row, walked along with every `glimpse_stride(row, strides)`-th of its frames and
     in chunks of one of the given lengths. Two arrays, zero at frames that were left out: pictures (3, H, W) from 0 to
-    255, and the depth (h, w) that the memory showed with them, in metres, 0 for nothing.
+    255, and the depth (h, w) that the memory showed with them, in metres, 0 for nothing. Frames of a chunk do not know
+    one another, whatever `keyframes_first` says.
     """
     name, cell, count = glimpse_name(denoiser_hash), model.codec.spatial_stride, min(count, len(store))
     eyes = _Glimpses(model.perception)
     model = model.with_perception(eyes)
+    model.preset = replace(model.preset, keyframes_first=False)
 
     def fill(pictures: np.ndarray, known: np.ndarray) -> None:
         for row in range(count):

@@ -413,6 +413,11 @@ def test_eyes_learn_from_what_a_world_shows_them(trained, store):
     model, done = WorldModel(preset, deepcopy(codec), eyes, denoiser, (SIDE, SIDE)), []
     for _ in range(2):  # the second time it is there
         glimpse_clips(store, model, "d" * 64, 4, (2, 1), (1, 3), lambda i, n: done.append((i, n)))
+    model.preset = replace(preset, keyframes_first=True, keyframe_stride=2)  # pictures stay beside their own frames
+    glimpse_clips(store, model, "e" * 64, 4, (2, 1), (1, 3), lambda i, n: None)
+    model.preset = replace(preset, keyframe_stride=2)
+    glimpse_clips(store, model, "f" * 64, 4, (2, 1), (1, 3), lambda i, n: None)
+    np.testing.assert_array_equal(store.array("glimpse-eeeeeeeeeeee"), store.array("glimpse-ffffffffffff"))
     assert done == [(k, 4) for k in (1, 2, 3, 4)]
     shown, known = store.array("glimpse-dddddddddddd"), store.array("glimpse-dddddddddddd-memory")
     assert shown.shape == (4, FRAMES, 3, SIDE, SIDE) and known.shape == (4, FRAMES, SIDE // 8, SIDE // 8)
