@@ -392,7 +392,7 @@ class WorldModel:
             first, shows = yield from self._made(state, cameras[keys], initial[:, keys])
             seen, written, memory = yield from self._written(state, first, cameras[keys], torch.arange(len(keys)))
             past = replace(state, memory=memory)
-            if shows:  # what lies between: more of the past is of no use and costs a tenth of the time
+            if shows:  # what lies between: more of the past is of no use and costs time
                 past = replace(past, history=state.history[-1:], keyframes=state.keyframes[-1:])
             rest, _ = yield from self._made(past, cameras[between], initial[:, between])
             others = yield from self._settled(rest.seen, rest.shown, cameras[between], state)
