@@ -397,7 +397,8 @@ class WorldModel:
             rest, _ = yield from self._made(past, cameras[between], initial[:, between])
             others = yield from self._settled(rest.seen, rest.shown, cameras[between], state)
             back = torch.cat([keys, between]).argsort()
-            made, seen = _interleaved(first, rest, back), _interleaved(seen, others, back)
+            made = _interleaved(replace(first, seen=seen), replace(rest, seen=others), back)
+            seen = made.seen
         else:
             made, _ = yield from self._made(state, cameras, initial)
             seen, written, memory = yield from self._written(state, made, cameras, (keys + 1) * stride - 1)

@@ -20,9 +20,9 @@ from mirage_env.geometry.projection import camera_rays
 from mirage_env.types import Cameras
 
 INPUT_CHANNELS = 8
+"""RGB, ray x and y, nearness of the floor plane, nearness and mask of the memory."""
 LOWEST_M = 0.1
 """A camera lower than this sees the floor as if it were so high."""
-"""RGB, ray x and y, nearness of the floor plane, nearness and mask of the memory."""
 RAY_X, FLOOR, FAR_M = 3, 5, 6.0
 
 
