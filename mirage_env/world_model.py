@@ -255,6 +255,7 @@ class WorldModel:
             "decode": lambda latents, overlap: to_uint8(self.codec.decode_after(overlap, latents)),
             "denoise": lambda noise, condition: sample(self.denoiser, condition, noise, self.preset.sampler),
             "see": lambda *inputs: self.perception(*inputs),
+            "glance": lambda *inputs: getattr(self.perception, "glance", self.perception)(*inputs),
             "draw": lambda inputs: self.drawer(inputs),  # type: ignore[misc]  # asked for only where there is one
         }
         """What answers each `Ask`, by the name of its part."""
@@ -291,12 +292,16 @@ class WorldModel:
 
     def with_perception(self, perception: Perception) -> WorldModel:
         """The same model, and the same weights, with eyes of your own: any callable that follows `Perception`."""
-        other = self.with_parts(see=lambda *inputs: perception(*inputs))
+        glance = getattr(perception, "glance", perception)
+        other = self.with_parts(see=lambda *inputs: perception(*inputs), glance=lambda *inputs: glance(*inputs))
         other.perception = perception
         return other
 
     def with_parts(self, **parts: Callable[..., Any]) -> WorldModel:
-        """The same model with other answers to some of what its worlds ask for; see `parts`."""
+        """The same model with other answers to some of what its worlds ask for; see `parts`. Who sees otherwise
+        glances so, too, unless told."""
+        if "see" in parts:
+            parts = {"glance": parts["see"]} | parts
         other = self._like_this()
         other.parts = self.parts | parts
         return other
@@ -389,18 +394,18 @@ class WorldModel:
         initial = self._noise(state, count)
         if self.preset.keyframes_first and len(keys) < count:
             between = order[~torch.isin(order, keys)]
-            first, shows = yield from self._made(state, cameras[keys], initial[:, keys])
+            first, shows = yield from self._made(state, cameras[keys], initial[:, keys], "see")
             seen, written, memory = yield from self._written(state, first, cameras[keys], torch.arange(len(keys)))
             past = replace(state, memory=memory)
             if shows:  # what lies between: more of the past is of no use and costs time
                 past = replace(past, history=state.history[-1:], keyframes=state.keyframes[-1:])
-            rest, _ = yield from self._made(past, cameras[between], initial[:, between])
+            rest, _ = yield from self._made(past, cameras[between], initial[:, between], "glance")
             others = yield from self._settled(rest.seen, rest.shown, cameras[between], state)
             back = torch.cat([keys, between]).argsort()
             made = _interleaved(replace(first, seen=seen), replace(rest, seen=others), back)
             seen = made.seen
         else:
-            made, _ = yield from self._made(state, cameras, initial)
+            made, _ = yield from self._made(state, cameras, initial, "see")
             seen, written, memory = yield from self._written(state, made, cameras, (keys + 1) * stride - 1)
 
         grid, visible = cameras.resized(self.latent_size), made.shown.visible
@@ -422,10 +427,10 @@ class WorldModel:
         return Frames(made.rgb, seen.depth_m, seen.sky, seen.dynamic, visible, cameras), after
 
     def _made(
-        self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"]
+        self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"], look: str
     ) -> Work[tuple[_Made, bool]]:
-        """Frames that are denoised together from `initial` noise, what is seen in them, as deep as the memory says on
-        the whole, and whether it is one that shows views."""
+        """Frames that are denoised together from `initial` noise, what is seen in them by one of the parts "see" and
+        "glance", as deep as the memory says on the whole, and whether it is one that shows views."""
         stride = self.temporal_stride
         grid = cameras.resized(self.latent_size)
         past = state.history.cameras
@@ -439,7 +444,7 @@ class WorldModel:
         latents = latents[0].float()
         images = to_float(rgb)  # what an observer gets is what is seen and remembered
 
-        seen = yield Ask("see", (images, cameras, shown.depth_m, state.floor_y))
+        seen = yield Ask(look, (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
         moved = (latents - condition.base[0]).abs().mean(1)
@@ -546,7 +551,7 @@ class WorldModel:
         def batched() -> list[Any]:
             return _split(part(*map(_joined, zip(*inputs, strict=True))), len(inputs))
 
-        if len(inputs) == 1 or (key[0] == "see" and not self.perception.frames_alone):
+        if len(inputs) == 1 or (key[0] in ("see", "glance") and not self.perception.frames_alone):
             return alone()
         case = (key, len(inputs), torch.get_num_threads())
         if not exact or self._alike.get(case):

@@ -401,6 +401,27 @@ def test_keyframes_come_first_and_the_frames_between_show_them() -> None:
     assert len(after.keyframes) == 4 and after.frame == 5
 
 
+def test_what_is_remembered_is_looked_at_and_the_frames_between_get_a_glance() -> None:
+    model = build(keyframe_stride=2, keyframes_first=True)
+    looks: list[tuple[str, int]] = []
+
+    def noting(part: str):
+        def look(images, *others):
+            looks.append((part, len(images)))
+            return model.perception(images, *others)
+
+        return look
+
+    world = model.with_parts(see=noting("see"), glance=noting("glance"))
+    world.advance(world.begin(scene(), 0)[1], path(5))
+    assert looks == [("see", 1), ("see", 3), ("glance", 2)]
+
+    looks.clear()
+    world = model.with_parts(see=noting("see"))  # who sees otherwise glances so, too
+    world.advance(world.begin(scene(), 0)[1], path(5))
+    assert looks == [("see", 1), ("see", 3), ("see", 2)]
+
+
 def test_a_chunk_of_keyframes_alone_is_the_same_whether_they_come_first_or_not() -> None:
     (_, state), first, usual = build().begin(scene(), 0), build(keyframes_first=True), build()
     assert same(first.advance(state, path(1))[0], usual.advance(state, path(1))[0])

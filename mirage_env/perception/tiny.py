@@ -141,12 +141,32 @@ class TinyPerception(nn.Module):
         memory_depth_m: Float[Tensor, "T h w"],
         floor_y: float | Float[Tensor, " worlds"],
     ) -> Perceived:
+        return self._perceived(images, cameras, memory_depth_m, floor_y, self.config.mirrored)
+
+    def glance(
+        self,
+        images: Float[Tensor, "T 3 H W"],
+        cameras: Cameras,
+        memory_depth_m: Float[Tensor, "T h w"],
+        floor_y: float | Float[Tensor, " worlds"],
+    ) -> Perceived:
+        """The same without a second, mirrored look: for pictures that nothing remembers."""
+        return self._perceived(images, cameras, memory_depth_m, floor_y, mirrored=False)
+
+    def _perceived(
+        self,
+        images: Float[Tensor, "T 3 H W"],
+        cameras: Cameras,
+        memory_depth_m: Float[Tensor, "T h w"],
+        floor_y: float | Float[Tensor, " worlds"],
+        mirrored: bool,
+    ) -> Perceived:
         if isinstance(floor_y, Tensor):
             floor_y = floor_y.repeat_interleave(len(images) // len(floor_y)).to(images.device)
         with torch.autocast(images.device.type, enabled=False):  # geometry needs full precision
             inputs = perception_inputs(images, cameras, memory_depth_m, floor_y)
         logits = self.logits(inputs)
-        if self.config.mirrored:
+        if mirrored:
             logits = (logits + self.logits(mirror(inputs)).flip(-1)) / 2
         log_depth, sky, dynamic, *log_doubt = logits.unbind(1)
         depth = log_depth.exp().clamp(0.05, self.config.max_depth_m)

@@ -61,6 +61,17 @@ def test_mirrored_eyes_see_a_mirrored_scene_mirrored():
     assert torch.equal(mirrored.sky.flip(-1), seen.sky)
 
 
+def test_a_glance_is_a_look_without_the_mirror():
+    model = TinyPerception(replace(SMALL, mirrored=True)).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    once = TinyPerception(SMALL).eval()
+    once.load_state_dict(model.state_dict())
+    inputs = torch.rand(1, 3, 16, 24), camera(), torch.rand(1, 2, 3), 1.5
+    with torch.no_grad():
+        assert torch.equal(model.glance(*inputs).depth_m, once(*inputs).depth_m)
+        assert not torch.equal(model.glance(*inputs).depth_m, model(*inputs).depth_m)
+
+
 def test_widths_are_checked():
     with pytest.raises(InvalidValueError, match=r"multiples of 8, got \(10,\)"):
         PerceptionConfig(widths=(10,))
