@@ -2,7 +2,8 @@
 
 A codec without temporal stride describes every frame alone. Its causal 3-D convolutions then only ever see zero padding
 in the past, so all but their last temporal tap multiply zeros. `fold_frames` keeps that last tap as a 2-D convolution:
-the same numbers for a third of the arithmetic and of the file, and every latent is an image latent.
+the same numbers for a third of the arithmetic and of the file, and every latent is an image latent. Norms and
+upsampling it puts in forms that do less for the same numbers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    AutoencoderKLWan,
+    DupUp3D,
+    WanCausalConv3d,
+    WanResample,
+    WanRMS_norm,
+    patchify,
+    unpatchify,
+)
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError, check_stride
 from mirage_env.weights.checkpoint import part_bytes, part_config
@@ -87,12 +97,72 @@ class FrameConv(nn.Conv2d):
         return super().forward(x[:, :, 0])[:, :, None]
 
 
+class FrameNorm(nn.Module):
+    """`WanRMS_norm` that stays in the precision of what it is given, but for the sum of squares."""
+
+    def __init__(self, norm: WanRMS_norm):
+        super().__init__()
+        self.gamma, self.scale = norm.gamma, norm.scale
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+        squares = (x * x).sum(1, keepdim=True, dtype=torch.float32).clamp_min(1e-24)
+        return x * (self.scale * squares.rsqrt()).to(x.dtype) * self.gamma.to(x.dtype)
+
+
+class FrameUpConv(nn.Conv2d):
+    """A 3 x 3 convolution of the picture that is twice as large, every pixel repeated, made from the small one.
+
+    Of the nine taps at most four meet different pixels there: an even output row sees the rows i - 1, i, i, an odd one
+    i, i, i + 1, and columns alike. So four convolutions of 2 x 2 taps, one for each parity, are the same numbers for
+    four ninths of the arithmetic.
+    """
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> FrameUpConv:
+        assert conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.bias is not None
+        up = cls(conv.in_channels, conv.out_channels, 3, padding=1)
+        up.weight, up.bias = conv.weight, conv.bias
+        return up
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        assert self.bias is not None
+        height, width = x.shape[-2:]
+        taps = _parities(_parities(self.weight, 3), 3)  # (row parity, column parity, d, c, 2, 2)
+        taps = taps.flatten(0, 2).contiguous(memory_format=torch.channels_last)
+        made = F.conv2d(x, taps, self.bias.repeat(4), padding=1).permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))
+        rows = [torch.stack([made[:, a : a + height, b : b + width, a, b] for b in (0, 1)], 3) for a in (0, 1)]
+        return torch.stack(rows, 2).flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def _parities(weight: Tensor, axis: int) -> Tensor:
+    """The three taps along an axis as two, for even and for odd outputs (in front)."""
+    before, middle, after = weight.unbind(axis)
+    even, odd = (before, middle + after), (before + middle, after)
+    return torch.stack([torch.stack(taps, axis) for taps in (even, odd)])
+
+
+class FrameRepeat(nn.Module):
+    """`DupUp3D` for as many channels as it is given: every pixel four times."""
+
+    def forward(self, x: Float[Tensor, "b c 1 h w"], first_chunk: bool = False) -> Float[Tensor, "b c 1 h2 w2"]:
+        return F.interpolate(x[:, :, 0], scale_factor=2.0, mode="nearest")[:, :, None]
+
+
 def fold_frames(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Replaces, in place, every causal convolution by its last temporal tap; only exact for frames coded one by one."""
+    """Replaces, in place, every causal convolution by its last temporal tap; only exact for frames coded one by one.
+
+    Norms and upsampling are replaced by faster ones. The weights keep their names.
+    """
     for parent in list(vae.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, WanCausalConv3d):
                 setattr(parent, name, FrameConv.of(child))
+            elif isinstance(child, WanRMS_norm):
+                setattr(parent, name, FrameNorm(child))
+            elif isinstance(child, WanResample) and child.mode == "upsample2d":
+                child.resample = nn.Sequential(nn.Identity(), FrameUpConv.of(child.resample[1]))
+            elif isinstance(child, DupUp3D) and (child.factor_t, child.factor_s, child.repeats) == (1, 2, 4):
+                setattr(parent, name, FrameRepeat())
     return vae
 
 
