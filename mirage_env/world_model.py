@@ -54,6 +54,7 @@ from mirage_env.memory.recall import recall
 from mirage_env.perception.composed import ComposedConfig
 from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, draw_features, drawn, noise, to_draw
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
+from mirage_env.precision import has_fast_bf16
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.values import moved
@@ -202,7 +203,7 @@ class _Made:
 class Ask(NamedTuple):
     """One read of the memory or one pass of a network that a world needs before it can go on."""
 
-    part: Literal["read", "encode", "decode", "denoise", "see", "draw"]
+    part: Literal["read", "encode", "decode", "denoise", "see", "glance", "draw"]
     inputs: tuple[Any, ...]
 
 
@@ -427,7 +428,7 @@ class WorldModel:
         return Frames(made.rgb, seen.depth_m, seen.sky, seen.dynamic, visible, cameras), after
 
     def _made(
-        self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"], look: str
+        self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"], look: Literal["see", "glance"]
     ) -> Work[tuple[_Made, bool]]:
         """Frames that are denoised together from `initial` noise, what is seen in them by one of the parts "see" and
         "glance", as deep as the memory says on the whole, and whether it is one that shows views."""
@@ -640,7 +641,7 @@ class WorldModel:
 
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=_has_fast_bf16(self.device))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bf16(self.device))
 
 
 def _interleaved(one: Any, two: Any, order: Int64[Tensor, " n"]) -> Any:
@@ -696,16 +697,10 @@ def _equal(one: Tensor | Perceived, other: Tensor | Perceived) -> bool:
     return all(torch.equal(a, b) for a, b in pairs if a is not None)
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
 def _for_inference(part: Part, resident: torch.device, device: torch.device) -> Part:
     """Frozen, where it waits, its matrix weights rounded once to what autocast would round them to at every call."""
     part = part.to(resident).eval().requires_grad_(False)
-    if _has_fast_bf16(device):
+    if has_fast_bf16(device):
         for module in part.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.RMSNorm)):
                 module.to(torch.bfloat16)
@@ -815,7 +810,7 @@ def _load_released(config: Preset, checkpoint: Path, size: tuple[int, int], devi
 
 def weight_dtype(device: torch.device) -> torch.dtype:
     """The precision that weights are held in: what `WorldModel.precision` computes in."""
-    return torch.bfloat16 if _has_fast_bf16(device) else torch.float32
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 
 def _folder_bytes(folder: Path) -> int:

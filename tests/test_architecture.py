@@ -24,6 +24,7 @@ BASE = {
     "cameras_io",
     "weights",
     "values",
+    "precision",
 }
 SIBLINGS = {"codec", "perception", "memory", "denoise"}
 WORLD = BASE | SIBLINGS | {"world_model"}
@@ -41,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"errors", "resources"},
     "cameras_io": {"errors"},
     "values": {"errors"},
+    "precision": set(),
     "weights": {"errors", "resources"},
     "contact_sheet": {"errors", "types"},
     "artefacts": {"errors", "resources", "types", "contact_sheet"},

@@ -98,15 +98,24 @@ class FrameConv(nn.Conv2d):
 
 
 class FrameNorm(nn.Module):
-    """`WanRMS_norm` that stays in the precision of what it is given, but for the sum of squares."""
+    """`WanRMS_norm` that stays in the precision of what it is given, but for the norm, and makes one copy of it."""
 
     def __init__(self, norm: WanRMS_norm):
         super().__init__()
         self.gamma, self.scale = norm.gamma, norm.scale
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        squares = (x * x).sum(1, keepdim=True, dtype=torch.float32).clamp_min(1e-24)
-        return x * (self.scale * squares.rsqrt()).to(x.dtype) * self.gamma.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # it would copy all of x
+            norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        unit, gamma = x * (self.scale / norm).to(x.dtype), self.gamma.to(x.dtype)
+        return unit * gamma if torch.is_grad_enabled() else unit.mul_(gamma)
+
+
+class FrameSiLU(nn.Module):
+    """SiLU of what a norm has just made, in its place where no gradient needs it."""
+
+    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class FrameUpConv(nn.Conv2d):
@@ -130,8 +139,10 @@ class FrameUpConv(nn.Conv2d):
         taps = _parities(_parities(self.weight, 3), 3)  # (row parity, column parity, d, c, 2, 2)
         taps = taps.flatten(0, 2).contiguous(memory_format=torch.channels_last)
         made = F.conv2d(x, taps, self.bias.repeat(4), padding=1).permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))
-        rows = [torch.stack([made[:, a : a + height, b : b + width, a, b] for b in (0, 1)], 3) for a in (0, 1)]
-        return torch.stack(rows, 2).flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+        whole = made.new_empty(len(x), 2 * height, 2 * width, self.out_channels)
+        for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            whole[:, a::2, b::2] = made[:, a : a + height, b : b + width, a, b]
+        return whole.permute(0, 3, 1, 2)
 
 
 def _parities(weight: Tensor, axis: int) -> Tensor:
@@ -159,6 +170,8 @@ def fold_frames(vae: AutoencoderKLWan) -> AutoencoderKLWan:
                 setattr(parent, name, FrameConv.of(child))
             elif isinstance(child, WanRMS_norm):
                 setattr(parent, name, FrameNorm(child))
+            elif isinstance(child, nn.SiLU):
+                setattr(parent, name, FrameSiLU())
             elif isinstance(child, WanResample) and child.mode == "upsample2d":
                 child.resample = nn.Sequential(nn.Identity(), FrameUpConv.of(child.resample[1]))
             elif isinstance(child, DupUp3D) and (child.factor_t, child.factor_s, child.repeats) == (1, 2, 4):

@@ -29,6 +29,7 @@ from mirage_env.geometry.projection import camera_rays
 from mirage_env.images import load_image
 from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig, State, splat
 from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
+from mirage_env.precision import has_fast_bf16
 from mirage_env.resources import revision
 from mirage_env.types import Cameras, SceneSpec
 from mirage_env.world_model import WorldModel
@@ -238,8 +239,7 @@ def _repeated(read: Callable[[], Any]) -> list[float]:
 def encode_once(codec: CodecConfig, size: tuple[int, int]) -> float:
     """Milliseconds in which the codec, with random weights, encodes one picture."""
     network = WanCodec(codec).eval()
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=fast):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16("cpu")):
         start = now()
         network.encode(torch.zeros(1, 3, *size))
         return 1e3 * (now() - start)
