@@ -54,7 +54,7 @@ from mirage_env.memory.recall import recall
 from mirage_env.perception.composed import ComposedConfig
 from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, draw_features, drawn, noise, to_draw
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
-from mirage_env.precision import has_fast_bf16
+from mirage_env.precision import fast_autocast, has_fast_bf16
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames, Readout, SceneSpec
 from mirage_env.values import moved
@@ -641,7 +641,7 @@ class WorldModel:
 
     def precision(self) -> torch.autocast:
         """The autocast that the networks run in: bfloat16 where the hardware is fast at it. Geometry stays outside."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bf16(self.device))
+        return fast_autocast(self.device)
 
 
 def _interleaved(one: Any, two: Any, order: Int64[Tensor, " n"]) -> Any:

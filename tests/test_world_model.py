@@ -233,7 +233,7 @@ def test_a_network_that_depends_on_its_company_is_asked_world_by_world(monkeypat
 
     def spoilt(images: torch.Tensor) -> torch.Tensor:
         asked.append(len(images))
-        return encode(images) + len(images) - 1
+        return encode(images) + (len(images) - 1)
 
     monkeypatch.setattr(model.codec, "encode", spoilt)
     for seeds, expected in (((0, 1, 2), [1, 1, 1, 3]), ((3, 4, 5), [1, 1, 1])):

@@ -29,7 +29,7 @@ from mirage_env.geometry.projection import camera_rays
 from mirage_env.images import load_image
 from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig, State, splat
 from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
-from mirage_env.precision import has_fast_bf16
+from mirage_env.precision import fast_autocast
 from mirage_env.resources import revision
 from mirage_env.types import Cameras, SceneSpec
 from mirage_env.world_model import WorldModel
@@ -239,7 +239,7 @@ def _repeated(read: Callable[[], Any]) -> list[float]:
 def encode_once(codec: CodecConfig, size: tuple[int, int]) -> float:
     """Milliseconds in which the codec, with random weights, encodes one picture."""
     network = WanCodec(codec).eval()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16("cpu")):
+    with torch.inference_mode(), fast_autocast("cpu"):
         start = now()
         network.encode(torch.zeros(1, 3, *size))
         return 1e3 * (now() - start)

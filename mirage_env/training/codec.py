@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mirage_env.codec.wan import CodecConfig, WanCodec, to_float, to_uint8
+from mirage_env.precision import fast_autocast
 from mirage_env.training.log import rows_of_pictures
 from mirage_env.training.loop import Stage
 from mirage_env.weights import save_weights
@@ -94,7 +95,7 @@ class CodecStage(Stage):
         result = {}
         for name, (pictures, _) in zip(("photos", "frames"), self.sources, strict=True):
             images = to_float(torch.from_numpy(np.array(pictures[-self.held_out :]))).to(self.device)
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            with fast_autocast(self.device):
                 prediction = self.model.decode_raw(self.model.moments(images)[:, : self.config.channels])
             result[f"psnr_{name}"] = float(psnr(prediction.clamp(-1, 1), images).mean())
         return result
@@ -103,7 +104,7 @@ class CodecStage(Stage):
         """Photographs and frames, above what the codec makes of them."""
         pictures = np.concatenate([p[-self.held_out :][:4] for p, _ in self.sources])
         images = to_float(torch.from_numpy(pictures)).to(self.device)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+        with fast_autocast(self.device):
             decoded = self.model.decode_raw(self.model.moments(images)[:, : self.config.channels])
         return rows_of_pictures(pictures, to_uint8(decoded.float()).cpu().numpy())
 

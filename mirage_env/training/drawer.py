@@ -21,6 +21,7 @@ from mirage_env.errors import InvalidValueError
 from mirage_env.memory import ChunkRecord
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.perception.drawn import FAR_M, FEATURES, DepthDrawer, DrawerConfig, draw_features, noise, to_draw
+from mirage_env.precision import fast_autocast
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
 from mirage_env.training.latents import Report, glimpse_name, glimpse_stride
 from mirage_env.training.log import rows_of_pictures
@@ -191,7 +192,7 @@ class DrawerStage(Stage):
         rows: dict[str, list[Tensor]] = {}
         for examples in self._unseen:
             batch = self._prepared(examples, np.arange(2 * len(examples)).reshape(2, -1))
-            with torch.no_grad(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            with torch.no_grad(), fast_autocast(self.device):
                 draws = self._draws(batch)
             _, perceived, truth, counts = batch
             there, beside = counts > 0, counts[..., 1:] * counts[..., :-1]

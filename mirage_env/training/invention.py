@@ -25,6 +25,7 @@ from mirage_env.codec.wan import to_float, to_uint8
 from mirage_env.denoise.denoiser import RAY_CHANNELS, ChunkCondition
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError
+from mirage_env.precision import fast_autocast
 from mirage_env.training.chunks import Clip
 from mirage_env.training.latents import latents_name
 from mirage_env.training.world import WorldLossConfig, WorldStage
@@ -165,7 +166,7 @@ class InventionStage(WorldStage):
         clips = [source.clip(int(index), rng) for index in indices]
         condition, clean = self.chunks_of(clips, source.key_stride, overlap, n, rng)
         noise = (np.random.default_rng(0) if rng is None else rng).standard_normal(clean.shape, dtype=np.float32)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_autocast(self.device):
             made = sample(self.model, condition, torch.from_numpy(noise).to(self.device), SamplerConfig(1))
             pictures = self.codec.to(self.device).decode(made.float()).clamp(-1, 1)
             made = self.codec.encode(pictures.flatten(0, 1)).unflatten(0, clean.shape[:2])
@@ -280,7 +281,7 @@ class InventionStage(WorldStage):
         store, cell = self.stores[0], self.codec.spatial_stride
         clips = np.arange(len(store) - self.held_out, len(store))[:count]
         condition, before = self._way_back(0, clips, 0, min(8, store.config.frames - 1), None)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_autocast(self.device):
             made = sample(self.model, condition, torch.zeros_like(before), SamplerConfig(1))
             off = (self.codec.decode(made.float()) - self.codec.decode(before)).float().cpu()
         kept = condition.seen.repeat_interleave(cell, -2).repeat_interleave(cell, -1).cpu()
@@ -292,7 +293,7 @@ class InventionStage(WorldStage):
         clips = np.arange(len(store) - self.held_out, len(store))[:count]
         n = min(8, store.config.frames - 1)
         condition, clean = self.chunks(0, clips, 0, n, None)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_autocast(self.device):
             made = sample(self.model, condition, torch.zeros_like(clean), SamplerConfig(1))
             pictures = torch.stack([self.codec.decode(x[None])[0] for x in made.float()]).float().cpu()
         truth = to_float(torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n]))

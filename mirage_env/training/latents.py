@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mirage_env.codec.wan import WanCodec, to_float
 from mirage_env.perception.tiny import Perceived, Perception, TinyPerception
+from mirage_env.precision import fast_autocast
 from mirage_env.training.clips import ClipStore
 from mirage_env.types import Cameras, Frames, SceneSpec
 from mirage_env.world_model import WorldModel
@@ -46,7 +47,7 @@ def encode_latents(store: ClipStore, codec: WanCodec, codec_hash: str, report: R
 
     def fill(out: np.ndarray) -> None:
         rgb = store.array("rgb")
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        with torch.inference_mode(), fast_autocast(device):
             for i in range(len(out)):
                 out[i] = codec.encode(to_float(torch.from_numpy(np.array(rgb[i])).to(device))).float().cpu().numpy()
                 report(i + 1, len(out))
@@ -74,7 +75,7 @@ def predict_depth(
 
     def fill(out: np.ndarray) -> None:
         rgb, true_depth, masks = (store.array(x) for x in ("rgb", "depth", "masks"))
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        with torch.inference_mode(), fast_autocast(device):
             for i in range(len(out)):
                 cameras = store.cameras(np.full(length, i), np.arange(length)).to(device)
                 images = to_float(torch.from_numpy(np.array(rgb[i])).to(device))

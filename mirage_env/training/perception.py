@@ -16,6 +16,7 @@ from mirage_env.contact_sheet import colour_depth
 from mirage_env.memory import ChunkRecord, splat
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception, mirror, perception_inputs
+from mirage_env.precision import fast_autocast
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
 from mirage_env.training.log import rows_of_pictures
 from mirage_env.training.loop import Stage
@@ -98,7 +99,7 @@ class PerceptionStage(Stage):
     def validate(self) -> dict[str, float]:
         """Metric absolute relative error without memory or alignment, and intersection over union of the masks."""
         _, (inputs, depth, sky, dynamic) = self._unseen(self.held_out)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+        with fast_autocast(self.device):
             logits = torch.cat([self.model.logits(x) for x in inputs.split(8)])
         log_depth, sky_logit, dynamic_logit = logits[:, :3].unbind(1)
         relative = ((log_depth.exp() - depth).abs() / depth.clamp_min(1e-2))[~sky]
@@ -111,7 +112,7 @@ class PerceptionStage(Stage):
     def strip(self) -> UInt8[np.ndarray, "H W 3"]:
         """Pictures above their true depth above the predicted one, both coloured over the same range."""
         pictures, (inputs, depth, sky, _) = self._unseen(min(8, self.held_out))
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+        with fast_autocast(self.device):
             log_depth, sky_logit = self.model.logits(inputs)[:, :2].unbind(1)
         rows = [(depth, ~sky), (log_depth.float().exp(), sky_logit <= 0)]
         return rows_of_pictures(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.perception.tiny import TinyPerception, perception_inputs
+from mirage_env.precision import fast_autocast
 from mirage_env.training.clips import ClipStore
 from mirage_env.training.latents import glimpse_name, glimpse_stride
 from mirage_env.training.perception import Batch, PerceptionLossConfig, PerceptionStage, mirrored
@@ -67,7 +68,7 @@ class SightStage(PerceptionStage):
         rows = np.arange(len(store.array(self.glimpses)))[-self.held_out :]
         frames = np.array([self._moments(store, row)[-1] for row in rows.tolist()])
         inputs, depth, sky, _ = self._generated(store, rows, frames, torch.ones(len(rows)))
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+        with fast_autocast(self.device):
             log_depth = torch.cat([self.model.logits(x)[:, 0] for x in inputs.split(8)])
         unknown = (inputs[:, -1] == 0) & ~sky
         error = (log_depth - depth.clamp_min(1e-2).log())[unknown] if unknown.any() else torch.zeros(1)

@@ -20,6 +20,7 @@ from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.denoise.transformer import BRANCH
 from mirage_env.errors import InvalidValueError
 from mirage_env.memory.protocol import AnyMemoryConfig, Memory, make_memory
+from mirage_env.precision import fast_autocast
 from mirage_env.training.chunks import ChunkConfig, ChunkStage, Clip
 from mirage_env.training.clips import ClipStore
 from mirage_env.training.codec import psnr
@@ -209,7 +210,7 @@ class WorldStage(ChunkStage):
         if self.name == "backbone":
             condition = replace(condition, memory_scale=0.0)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_autocast(self.device):
             latents = {
                 "codec": clean,
                 "warp": condition.base,
