@@ -35,7 +35,7 @@ PARTS = {
     "read": ("memory", "read_many"),
     "denoise": ("denoiser", "clean"),
     "decode": ("codec", "decode_after"),
-    "depth": ("perception", "forward"),
+    "depth": ("perception", "_perceived"),
     "encode": ("codec", "encode"),
     "write": ("memory", "write"),
     "drafts": (None, "draft_many"),
@@ -73,7 +73,7 @@ class PartTimer:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.denoise_call: tuple[Any, ...] = ()
+        self.denoise_calls: list[tuple[Any, ...]] = []
         self.inside = False
 
     @contextmanager
@@ -98,7 +98,7 @@ class PartTimer:
                 self.seconds[name] += time.perf_counter() - start
                 self.inside = False
                 if name == "denoise":
-                    self.denoise_call = args
+                    self.denoise_calls.append(args)
 
         return timed
 
@@ -204,7 +204,7 @@ def main(
         timer.seconds["everything else"] = total - sum(timer.seconds.values())
         for name, spent in timer.seconds.items():
             parts[name].append(100 * spent / total)
-        denoise_s.append(timer.seconds["denoise"] / model.preset.sampler.steps)
+        denoise_s.append(timer.seconds["denoise"])
         for name, product in products.items():
             rates[name].append(2 * 2048**3 / seconds(product) / 1e9)
 
@@ -217,7 +217,7 @@ def main(
             main_walker.env.unwrapped.restore(state)
             cost[name].append(seconds(lambda: main_walker.walk(CHUNK)))
 
-    flops = denoiser_flops(model, timer.denoise_call) / 1e9
+    flops = sum(denoiser_flops(model, call) for call in timer.denoise_calls) / 1e9
     in_use = next(model.denoiser.transformer.blocks[0].attn1.to_q.parameters()).dtype
     precision = str(in_use).removeprefix("torch.")
 
@@ -230,7 +230,7 @@ def main(
     for name, values in parts.items():
         report.row(f"share of a chunk of 8: {name}", "%", values)
     report.section()
-    report.row(f"denoiser: {flops:.1f} GFLOP a pass over 8 frames", "GFLOP/s", [flops / s for s in denoise_s])
+    report.row(f"denoiser: {flops:.1f} GFLOP a chunk of 8", "GFLOP/s", [flops / s for s in denoise_s])
     for name, values in rates.items():
         report.row(f"this machine: 2048 x 2048 matrices in {name}", "GFLOP/s", values)
     shares = [100 * flops / s / rate for s, rate in zip(denoise_s, rates[precision], strict=True)]

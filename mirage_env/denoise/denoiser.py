@@ -45,8 +45,6 @@ class DenoiserConfig:
     refiner_width: int = 0
     """`residual`: channels of the network that refines the warp before all else; 0 leaves the warp as it is."""
     refiner_blocks: int = 3
-    refiner_harmonics: int = 0
-    """Waves of a token's offset that the refiner gets it multiplied by, along either axis; see `WarpRefiner`."""
     extra_readout: bool = True
     """Also show where inside its cell a point fell and how far it is; the paper shows the mask alone."""
     rays: bool = True
@@ -61,10 +59,10 @@ class DenoiserConfig:
             raise InvalidValueError("channels, heads, head_dim, layers and patch_size of the denoiser must be positive")
         if self.trust_cells < 0:
             raise InvalidValueError(f"trust_cells must not be negative, got {self.trust_cells}")
-        if self.refiner_width < 0 or self.refiner_width % 8 or self.refiner_blocks < 1 or self.refiner_harmonics < 0:
+        if self.refiner_width < 0 or self.refiner_width % 8 or self.refiner_blocks < 1:
             raise InvalidValueError(
-                "refiner_width must be 0 or a multiple of 8, refiner_blocks positive and refiner_harmonics at least 0, "
-                f"got {self.refiner_width}, {self.refiner_blocks} and {self.refiner_harmonics}"
+                f"refiner_width must be 0 or a multiple of 8 and refiner_blocks positive, got {self.refiner_width} and "
+                f"{self.refiner_blocks}"
             )
         if min(self.preceding, self.references) < 0:
             raise InvalidValueError("preceding and references of the denoiser must not be negative")
@@ -205,13 +203,7 @@ class Denoiser(nn.Module):
         self.config = config
         self.transformer = config.build() if transformer is None else transformer
         self.refiner = (
-            WarpRefiner(
-                config.channels,
-                READOUT_CHANNELS,
-                config.refiner_width,
-                config.refiner_blocks,
-                config.refiner_harmonics,
-            )
+            WarpRefiner(config.channels, READOUT_CHANNELS, config.refiner_width, config.refiner_blocks)
             if config.refiner_width
             else None
         )

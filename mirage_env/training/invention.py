@@ -37,6 +37,7 @@ COARSE_CELLS = 4
 @dataclass(frozen=True)
 class InventionLossConfig(WorldLossConfig):
     invented_weight: float = 0.1
+    """Of the squared error in cells that the memory does not show; it is 1 in the others."""
     coarse_weight: float = 0.3
     """Of the squared error of what `COARSE_CELLS` x `COARSE_CELLS` invented cells show on average: hues must not drift
     from chunk to chunk."""

@@ -41,9 +41,6 @@ class WorldLossConfig(ChunkConfig):
     """At most this noise level on the clean frames, told through their timestep; `history_noise` is not told."""
     walked: float = 0.5
     """Share of samples whose past is a walk of an earlier model, where the stores hold one; see `walk_clips`."""
-    invented_weight: float = 1.0
-    """Of the squared error in cells that the memory does not show, in stages "refiner" and "invention"; it is 1 in the
-    others."""
     strides: tuple[int, ...] = (1,)
     """Every clip is met once for each, with only every so many-th frame: an agent's steps are longer than a film's. A
     batch draws among them by the frames that are left."""
@@ -154,11 +151,9 @@ class WorldStage(ChunkStage):
             condition = replace(condition, memory_scale=0.0)
         warp_error = self.weighed(condition.base - clean).mean()
         condition = self.model.refined(condition)
-        if self.name == "refiner":
-            errors, seen = self.errors(condition.base - clean), condition.seen[:, :, 0]
-            weight = torch.where(seen, 1.0, self.loss.invented_weight)
-            return {"loss": (errors * weight).sum() / weight.sum(), "warp_error": warp_error}
         refined_error = self.weighed(condition.base - clean).mean()
+        if self.name == "refiner":
+            return {"loss": refined_error, "warp_error": warp_error}
         if self.loss.told_noise:
             past = self.loss.told_noise * torch.rand(len(clean), generator=generator, device=self.device)
             frames = torch.randn(condition.clean.shape, generator=generator, device=self.device)
@@ -176,13 +171,9 @@ class WorldStage(ChunkStage):
             "warp_error": warp_error,
         }
 
-    def errors(self, error: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n h w"]:
-        """Square error of each cell as pixels will show it: e^T G e over its channels, see `pixel_metric`."""
-        return torch.einsum("bnchw,cd,bndhw->bnhw", error, self.metric, error)
-
     def weighed(self, error: Float[Tensor, "b n c h w"]) -> Float[Tensor, " b"]:
-        """The mean of `errors` over a world."""
-        return self.errors(error).flatten(1).mean(1)
+        """Mean square error as pixels will show it: e^T G e over the channels of a cell, see `pixel_metric`."""
+        return torch.einsum("bnchw,cd,bndhw->bnhw", error, self.metric, error).flatten(1).mean(1)
 
     def validate(self) -> dict[str, float]:
         """PSNR in dB of 8-frame chunks that follow a clip's first frame, decoded, against the true pictures."""

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, ray_channels
-from mirage_env.denoise.refiner import WarpRefiner, offset_waves
 from mirage_env.denoise.sampler import SamplerConfig, sample
 from mirage_env.errors import InvalidValueError
 
@@ -162,43 +161,3 @@ def test_noise_on_clean_frames_is_told_through_their_timestep(config, make_chunk
     torch.testing.assert_close(noisy[:, past], 0.8 * condition.clean[:, past] + 0.2 * noise[:, past])
     both = ChunkCondition.cat([condition.with_noise(torch.tensor([level]), noise) for level in (0.1, 0.3)])
     assert both.past_sigma is not None and torch.allclose(both.past_sigma, torch.tensor([0.1, 0.3]))
-
-
-def test_a_refiner_with_harmonics_can_move_a_wave_exactly():
-    """A patch that holds one wave, cosine and sine in two channels, moves by turning its phase: a product of token and
-    waves of the offset, which `move` holds term by term and `direct` adds up."""
-    refiner = WarpRefiner(channels=2, extra=4, width=8, blocks=1, harmonics=1)
-    cosine, sine = 3, 6  # the waves are (1, cos, sin) of x by (1, cos, sin) of y
-    with torch.no_grad():
-        refiner.move.weight.zero_()
-        refiner.move.bias.zero_()
-        for row, (wave, channel) in enumerate(((cosine, 0), (sine, 0), (cosine, 1), (sine, 1), (0, 0), (0, 1))):
-            refiner.move.weight[row, 2 * wave + channel] = 1.0
-        for channel, weights in enumerate(((1, 0, 0, 1, -1, 0), (0, -1, 1, 0, 0, -1))):
-            refiner.direct.weight[channel, :6, 1, 1] = torch.tensor(weights, dtype=torch.float32)
-    phase, offset = 6.3 * torch.rand(1, 1, 4, 6), torch.rand(1, 1, 2, 4, 6) - 0.5
-    warp = torch.stack([phase.cos(), phase.sin()], 2)
-    extra = torch.cat([torch.ones(1, 1, 1, 4, 6), offset, torch.ones(1, 1, 1, 4, 6)], 2)
-    moved = phase - torch.pi * offset[:, :, 0]
-    torch.testing.assert_close(warp + refiner(warp, extra), torch.stack([moved.cos(), moved.sin()], 2))
-    extra[:, :, 0] = 0.0  # nobody knows where inside its cell a token lies that was not hit
-    assert not refiner(warp, extra).any()
-
-
-def test_waves_of_an_offset_are_all_products_of_both_axes():
-    waves = offset_waves(torch.tensor([0.5, 0.25]).view(1, 2, 1, 1), 2).flatten()
-    x, y = (
-        torch.tensor([1, *(f(j * torch.pi * o) for f in (torch.cos, torch.sin) for j in (1, 2))])
-        for o in (torch.tensor(0.5), torch.tensor(0.25))
-    )
-    torch.testing.assert_close(waves, (x[:, None] * y).flatten())
-
-
-def test_an_untrained_refiner_with_harmonics_changes_nothing():
-    refiner = WarpRefiner(4, 4, 8, 1, harmonics=2)
-    assert not refiner(torch.randn(1, 2, 4, 4, 6), torch.rand(1, 2, 4, 4, 6)).any()
-
-
-def test_harmonics_are_checked():
-    with pytest.raises(InvalidValueError, match="refiner_harmonics at least 0, got 8, 3 and -1"):
-        DenoiserConfig(refiner_width=8, refiner_harmonics=-1)

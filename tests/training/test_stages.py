@@ -236,21 +236,6 @@ def test_the_refiner_trains_alone_and_its_file_is_a_whole_denoiser(trained, stor
         WorldStage(DENOISER, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2, name="refiner")
 
 
-def test_a_refiner_that_need_not_invent_is_judged_where_the_memory_shows_something(trained, store):
-    _, codec, codec_hash = trained
-    config, losses = replace(DENOISER, refiner_width=8, refiner_blocks=1), {}
-    for weight in (0.0, 0.5, 1.0):
-        loss = WorldLossConfig(batch=2, chunks=(2,), keyframe_stride=2, invented_weight=weight)
-        stage = WorldStage(config, loss, MemoryConfig(), [store], codec, codec_hash, EYE, held_out=2, name="refiner")
-        condition, clean = stage.batch(torch.Generator().manual_seed(0))
-        losses[weight] = stage.losses((condition, clean), torch.Generator())["loss"].item()
-    errors, seen = stage.errors(condition.base - clean), condition.seen[:, :, 0]  # untrained, it leaves the warp
-    assert 0 < int(seen.sum()) < seen.numel()
-    assert losses[0.0] == pytest.approx(float(errors[seen].mean()), rel=1e-4)
-    assert losses[1.0] == pytest.approx(float(errors.mean()), rel=1e-4)
-    assert min(losses[0.0], losses[1.0]) < losses[0.5] < max(losses[0.0], losses[1.0])
-
-
 def test_the_papers_two_stages(trained, store):
     """A backbone that no memory reaches; then the branch alone learns, from a copy; then LoRA, which ends merged."""
     folder, codec, codec_hash = trained
