@@ -98,7 +98,10 @@ class FrameConv(nn.Conv2d):
 
 
 class FrameNorm(nn.Module):
-    """`WanRMS_norm` that stays in the precision of what it is given, but for the norm, and makes one copy of it."""
+    """`WanRMS_norm` that stays in the precision of what it is given, but for the norm, and makes one copy of it.
+
+    Float32 and bfloat16; in float16 what is near zero would overflow.
+    """
 
     def __init__(self, norm: WanRMS_norm):
         super().__init__()

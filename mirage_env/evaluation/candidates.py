@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,11 @@ def latent_config(model: WorldModel) -> MemoryConfig:
 def generate_without_filter(model: WorldModel, walk: Walk) -> Guess:
     """Moving things are remembered where they stood."""
 
-    def see(*inputs: Any) -> Perceived:
-        seen = model.parts["see"](*inputs)
+    def at_rest(part: str, *inputs: Any) -> Perceived:
+        seen = model.parts[part](*inputs)
         return replace(seen, dynamic=torch.zeros_like(seen.dynamic))
 
-    return generate(model.with_parts(see=see), walk)
+    return generate(model.with_parts(see=partial(at_rest, "see"), glance=partial(at_rest, "glance")), walk)
 
 
 def generate_with_true_depth(model: WorldModel, walk: Walk) -> Guess:

@@ -67,7 +67,7 @@ def adapter_stage(stage: str, recipe: AdapterRecipe, folder: Path, data: Path | 
     preset = public_preset(recipe.adapter.preset)
     training: AdapterTraining = getattr(recipe, stage)
     checkpoint, before = find(str(preset.weights)), folder / "branch"
-    dtype = torch.bfloat16 if training.loop.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if training.loop.bf16(device) else torch.float32
     clips = VideoClips(data, training.loss.text_dropout)
     codec = WanCodec.from_checkpoint(checkpoint, preset.codec, dtype)
     if codec_hash(codec) != clips.codec_hash:

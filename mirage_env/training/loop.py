@@ -52,7 +52,7 @@ class LoopConfig:
     accumulate: int = 1
     """How many batches add up to a step."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    """Of products; weights are float32 anyhow. auto: bfloat16 where the device is faster in it."""
+    """Of products, bf16 by autocast. auto: bfloat16 where the device is faster in it, as validations always do."""
     seed: int = 0
     log_every: int = 50
     validate_every: int = 1000
@@ -64,6 +64,10 @@ class LoopConfig:
                 "need steps >= 1, accumulate >= 1 and 0 <= decay <= 1, got "
                 f"{self.steps}, {self.accumulate} and {self.decay}"
             )
+
+    def bf16(self, device: torch.device | str) -> bool:
+        """Whether products are in bfloat16 there."""
+        return self.precision == "bf16" or (self.precision == "auto" and has_fast_bf16(device))
 
     def rate(self, step: int) -> float:
         """Learning rate of `step`: warm-up, plateau, decay."""
@@ -170,7 +174,9 @@ def train(
     metrics: dict[str, float] | None = None
     started = saved = time.monotonic()
     generator = torch.Generator(device)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
+    bf16 = config.bf16(device)
+    if accelerator is not None:
+        [bf16] = _as_the_first(accelerator, bf16)
     stage.model.train()
     while step < config.steps:
         for group in optimizer.param_groups:

@@ -56,12 +56,17 @@ def test_a_warp_from_behind_is_the_mean_colour(model, make_walk):
         assert torch.equal(warp(model, walk).rgb, mean.expand(1, 32, 48, 3))
 
 
+def levels_off(one, other):
+    """By how many of 255 levels two pictures differ at most: sums of float32 may round to the next."""
+    return int((one.int() - other.int()).abs().max())
+
+
 def test_without_memory_an_untrained_model_repeats(model, make_walk):
     """Its base is then the overlap frame; with memory a still camera gets that too, from the readout."""
     walk = make_walk([0.0, 1.0, 2.0, 3.0, 4.0])
     expected = reconstruct(model, walk.truth.rgb[:1]).expand(4, 32, 48, 3)
-    assert torch.equal(STANDARD["no-memory"].answer(model, walk).rgb, expected)
-    assert not torch.equal(STANDARD["model"].answer(model, walk).rgb, expected)
+    assert levels_off(STANDARD["no-memory"].answer(model, walk).rgb, expected) <= 1
+    assert levels_off(STANDARD["model"].answer(model, walk).rgb, expected) > 1
     assert not isinstance(model.memory, NoMemory)
 
 
@@ -147,11 +152,10 @@ def test_video_latents_are_those_that_were_denoised(model, make_walk):
     """A wall that stands still: re-encoding changes what is remembered, denoised latents stay as they were read."""
     walk = make_walk([0.0] * 25)
     video, image = (candidates.ABLATIONS["video-latents"].answer(model, walk), candidates.generate(model, walk))
-    assert torch.equal(video.rgb, video.rgb[:1].expand_as(video.rgb))
+    assert levels_off(video.rgb, video.rgb[:1]) <= 1
     moved = make_walk([0.06 * i for i in range(25)])
-    assert not torch.equal(
-        candidates.generate_from_video_latents(model, moved).rgb, candidates.generate(model, moved).rgb
-    )
+    answers = (candidates.generate_from_video_latents, candidates.generate)
+    assert levels_off(*(answer(model, moved).rgb for answer in answers)) > 1
     assert image.rgb.shape == video.rgb.shape
 
 
@@ -169,7 +173,7 @@ def test_true_depth_and_video_latents_follow_keyframes_that_come_first(model, ma
     candidates.generate_with_true_depth(first, walk)
     assert written == pytest.approx(walk.truth.depth_m[::4, 0, 0].tolist())
     still = candidates.generate_from_video_latents(first, make_walk([0.0] * 9)).rgb
-    assert torch.equal(still, still[:1].expand_as(still))
+    assert levels_off(still, still[:1]) <= 1
 
 
 def test_depth_is_judged_in_metres(model, make_walk):
