@@ -35,7 +35,7 @@ PARTS = {
     "read": ("memory", "read_many"),
     "denoise": ("denoiser", "clean"),
     "decode": ("codec", "decode_after"),
-    "depth": ("perception", "_perceived"),
+    "depth": ("perception", "forward"),
     "encode": ("codec", "encode"),
     "write": ("memory", "write"),
     "drafts": (None, "draft_many"),

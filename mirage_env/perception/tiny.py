@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -140,37 +140,24 @@ class TinyPerception(nn.Module):
         cameras: Cameras,
         memory_depth_m: Float[Tensor, "T h w"],
         floor_y: float | Float[Tensor, " worlds"],
+        *,
+        look_again: bool = True,
     ) -> Perceived:
-        return self._perceived(images, cameras, memory_depth_m, floor_y, self.config.mirrored)
-
-    def glance(
-        self,
-        images: Float[Tensor, "T 3 H W"],
-        cameras: Cameras,
-        memory_depth_m: Float[Tensor, "T h w"],
-        floor_y: float | Float[Tensor, " worlds"],
-    ) -> Perceived:
-        """The same without a second, mirrored look: for pictures that nothing remembers."""
-        return self._perceived(images, cameras, memory_depth_m, floor_y, mirrored=False)
-
-    def _perceived(
-        self,
-        images: Float[Tensor, "T 3 H W"],
-        cameras: Cameras,
-        memory_depth_m: Float[Tensor, "T h w"],
-        floor_y: float | Float[Tensor, " worlds"],
-        mirrored: bool,
-    ) -> Perceived:
+        """See `Perception`; without `look_again` there is no second, mirrored look, whatever the config says."""
         if isinstance(floor_y, Tensor):
             floor_y = floor_y.repeat_interleave(len(images) // len(floor_y)).to(images.device)
         with torch.autocast(images.device.type, enabled=False):  # geometry needs full precision
             inputs = perception_inputs(images, cameras, memory_depth_m, floor_y)
         logits = self.logits(inputs)
-        if mirrored:
+        if self.config.mirrored and look_again:
             logits = (logits + self.logits(mirror(inputs)).flip(-1)) / 2
         log_depth, sky, dynamic, *log_doubt = logits.unbind(1)
         depth = log_depth.exp().clamp(0.05, self.config.max_depth_m)
         return Perceived(depth, sky > 0.0, dynamic > 0.0, log_doubt[0].exp() if log_doubt else None)
+
+    def glance(self, *inputs: Any) -> Perceived:
+        """The same of one look, for pictures that nothing remembers."""
+        return self.forward(*inputs, look_again=False)
 
 
 def perception_inputs(
