@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_env.cache import Cache
+from mirage_env.codec.tiny import TinyDecoder, TinyDecoderConfig
 from mirage_env.codec.wan import CodecConfig, WanCodec, to_float, to_uint8
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, DenoiserConfig, make_condition
@@ -64,7 +65,7 @@ from mirage_env.weights.offload import Offload, offload
 
 Part = TypeVar("Part", bound=nn.Module)
 T = TypeVar("T")
-_PARTS = ("codec", "perception", "denoiser", "drawer")
+_PARTS = ("codec", "perception", "denoiser", "drawer", "tiny_decoder")
 _BEGUN_BYTES = 64 * 2**20
 """How many first frames, with what is remembered of them, a model keeps for the next reset."""
 DOUBTS = 3.0
@@ -105,6 +106,9 @@ class Preset:
     `DOUBTS` of the eyes' doubt beside; 0 leaves it where it is seen. See `anchored`."""
     drawer: DrawerConfig | None = None
     """Draws depth where nothing is remembered, given eyes that tell their doubt; None leaves it as perceived."""
+    tiny_decoder: TinyDecoderConfig | None = None
+    """Decodes what is never remembered, for a fraction of the price: drafts, and frames between keyframes where these
+    come first; None leaves it to the codec."""
 
     def __post_init__(self) -> None:
         if self.codec.channels != self.denoiser.channels:
@@ -203,7 +207,7 @@ class _Made:
 class Ask(NamedTuple):
     """One read of the memory or one pass of a network that a world needs before it can go on."""
 
-    part: Literal["read", "encode", "decode", "denoise", "see", "glance", "draw"]
+    part: Literal["read", "encode", "decode", "denoise", "see", "glance", "draw", "sketch"]
     inputs: tuple[Any, ...]
 
 
@@ -230,6 +234,7 @@ class WorldModel:
         memory: Memory | None = None,
         text: PromptEncoder | None = None,
         drawer: DepthDrawer | None = None,
+        tiny_decoder: TinyDecoder | None = None,
     ):
         self.preset, self.size, self.device = preset, size, torch.device(device)
         check_stride(size, codec.spatial_stride * denoiser.config.patch_size)
@@ -241,6 +246,7 @@ class WorldModel:
             self.perception = _for_inference(perception, resident, self.device)
         self.denoiser = _for_inference(denoiser, resident, self.device)
         self.drawer = None if drawer is None else _for_inference(drawer, self.device, self.device)
+        self.tiny_decoder = None if tiny_decoder is None else _for_inference(tiny_decoder, self.device, self.device)
         if preset.offload != "none":
             self.codec.mean, self.codec.std = codec.mean.to(self.device), codec.std.to(self.device)
             eyes = list(perception.children()) if isinstance(perception, nn.Module) else []
@@ -258,6 +264,7 @@ class WorldModel:
             "see": lambda *inputs: self.perception(*inputs),
             "glance": lambda *inputs: getattr(self.perception, "glance", self.perception)(*inputs),
             "draw": lambda inputs: self.drawer(inputs),  # type: ignore[misc]  # asked for only where there is one
+            "sketch": self._sketch,
         }
         """What answers each `Ask`, by the name of its part."""
         self._alike: dict[Any, bool] = {}
@@ -299,10 +306,11 @@ class WorldModel:
         return other
 
     def with_parts(self, **parts: Callable[..., Any]) -> WorldModel:
-        """The same model with other answers to some of what its worlds ask for; see `parts`. Who sees otherwise
-        glances so, too, unless told."""
-        if "see" in parts:
-            parts = {"glance": parts["see"]} | parts
+        """The same model with other answers to some of what its worlds ask for; see `parts`. Who sees or decodes
+        otherwise glances or sketches so, too, unless told."""
+        for part, for_less in (("see", "glance"), ("decode", "sketch")):
+            if part in parts:
+                parts = {for_less: parts[part]} | parts
         other = self._like_this()
         other.parts = self.parts | parts
         return other
@@ -395,18 +403,18 @@ class WorldModel:
         initial = self._noise(state, count)
         if self.preset.keyframes_first and len(keys) < count:
             between = order[~torch.isin(order, keys)]
-            first, shows = yield from self._made(state, cameras[keys], initial[:, keys], "see")
+            first, shows = yield from self._made(state, cameras[keys], initial[:, keys])
             seen, written, memory = yield from self._written(state, first, cameras[keys], torch.arange(len(keys)))
             past = replace(state, memory=memory)
             if shows:  # what lies between: more of the past is of no use and costs time
                 past = replace(past, history=state.history[-1:], keyframes=state.keyframes[-1:])
-            rest, _ = yield from self._made(past, cameras[between], initial[:, between], "glance")
+            rest, _ = yield from self._made(past, cameras[between], initial[:, between], kept=False)
             others = yield from self._settled(rest.seen, rest.shown, cameras[between], state)
             back = torch.cat([keys, between]).argsort()
             made = _interleaved(replace(first, seen=seen), replace(rest, seen=others), back)
             seen = made.seen
         else:
-            made, _ = yield from self._made(state, cameras, initial, "see")
+            made, _ = yield from self._made(state, cameras, initial)
             seen, written, memory = yield from self._written(state, made, cameras, (keys + 1) * stride - 1)
 
         grid, visible = cameras.resized(self.latent_size), made.shown.visible
@@ -428,10 +436,11 @@ class WorldModel:
         return Frames(made.rgb, seen.depth_m, seen.sky, seen.dynamic, visible, cameras), after
 
     def _made(
-        self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"], look: Literal["see", "glance"]
+        self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"], kept: bool = True
     ) -> Work[tuple[_Made, bool]]:
-        """Frames that are denoised together from `initial` noise, what is seen in them by one of the parts "see" and
-        "glance", as deep as the memory says on the whole, and whether it is one that shows views."""
+        """Frames that are denoised together from `initial` noise, what is seen in them, as deep as the memory says on
+        the whole, and whether it is one that shows views. What is not `kept`, since no memory will rest on it, is
+        decoded and looked at for less."""
         stride = self.temporal_stride
         grid = cameras.resized(self.latent_size)
         past = state.history.cameras
@@ -441,11 +450,11 @@ class WorldModel:
         shown = readout[len(past) :]
         condition = self._condition(state, grid[stride - 1 :: stride], readout, reading)
         latents = yield Ask("denoise", (initial, condition))
-        rgb = (yield Ask("decode", (latents, state.history.latents[-1:][None])))[0]
+        rgb = (yield Ask("decode" if kept else "sketch", (latents, state.history.latents[-1:][None])))[0]
         latents = latents[0].float()
         images = to_float(rgb)  # what an observer gets is what is seen and remembered
 
-        seen = yield Ask(look, (images, cameras, shown.depth_m, state.floor_y))
+        seen = yield Ask("see" if kept else "glance", (images, cameras, shown.depth_m, state.floor_y))
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
         moved = (latents - condition.base[0]).abs().mean(1)
@@ -506,12 +515,17 @@ class WorldModel:
         shown = yield from self._shown(state.memory, cameras.resized(self.latent_size))
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
-        rgb = (yield Ask("decode", (latents[:, None], latents[:, None][:, :0])))[:, 0]
+        rgb = (yield Ask("sketch", (latents[:, None], latents[:, None][:, :0])))[:, 0]
         far = torch.nan_to_num(state.keyframes[-1].depth_m[0], nan=self.perception.max_depth_m)
         depth = torch.where(shown.visible, shown.depth_m, far)
         depth = F.interpolate(depth[:, None], size=self.size, mode="nearest")[:, 0]
         nothing = torch.zeros_like(depth, dtype=torch.bool)
         return Frames(rgb, depth, nothing, nothing, shown.visible, cameras)
+
+    def _sketch(self, latents: Float[Tensor, "b t c h w"], overlap: Tensor) -> UInt8[Tensor, "b t H W 3"]:
+        if self.tiny_decoder is None:
+            return self.parts["decode"](latents, overlap)
+        return to_uint8(self.tiny_decoder(latents.flatten(0, 1)).unflatten(0, latents.shape[:2]))
 
     @torch.inference_mode()
     def _together(self, works: list[Work[T]], exact: bool) -> list[T]:
@@ -754,7 +768,8 @@ def _load_world(preset: str, size: tuple[int, int], device: str, weights: str | 
     folder = find(weights or config.weights or Path(preset).stem)
     if is_diffusers(folder):
         return _load_released(config, folder, size, place)
-    parts = [part for part in _PARTS if part != "drawer" or config.drawer is not None]
+    wanted = {"drawer": config.drawer, "tiny_decoder": config.tiny_decoder}
+    parts = [part for part in _PARTS if wanted.get(part, part) is not None]
     files = {part: folder / f"{part}.safetensors" for part in parts}
     codec, denoiser = WanCodec(config.codec), Denoiser(config.denoiser)
     load_weights(files["codec"], codec, "codec")
@@ -766,11 +781,16 @@ def _load_world(preset: str, size: tuple[int, int], device: str, weights: str | 
     else:
         perception = config.perception.load(place, weight_dtype(place))
     load_weights(files["denoiser"], denoiser, "denoiser", codec_hash=hashes["codec"])
-    drawer = None
-    if config.drawer is not None and "drawer" in hashes:  # a training that has not come so far has none
+    drawer = tiny_decoder = None  # a training that has not come so far has neither
+    if config.drawer is not None and "drawer" in hashes:
         drawer = DepthDrawer(config.drawer)
         load_weights(files["drawer"], drawer, "drawer")
-    model = WorldModel(config, codec, perception, denoiser, size, device, hashes, drawer=drawer)
+    if config.tiny_decoder is not None and "tiny_decoder" in hashes:
+        tiny_decoder = TinyDecoder(config.tiny_decoder, codec.channels, codec.spatial_stride)
+        load_weights(files["tiny_decoder"], tiny_decoder, "tiny_decoder", codec_hash=hashes["codec"])
+    model = WorldModel(
+        config, codec, perception, denoiser, size, device, hashes, drawer=drawer, tiny_decoder=tiny_decoder
+    )
     if isinstance(model.memory, nn.Module):
         path = folder / "memory.safetensors"
         load_weights(path, model.memory, "memory", codec_hash=hashes["codec"])

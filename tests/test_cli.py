@@ -145,6 +145,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     stages = (
         "codec",
         "perception",
+        "tiny_decoder",
         "refiner",
         "backbone",
         "branch",
@@ -161,7 +162,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
         with Image.open(tmp_path / f"{name}.png") as strip:
             assert strip.height in (2 * 64, 3 * 64, 4 * 64)  # rows of pictures of 64 pixels
         assert list((tmp_path / "tensorboard" / name).iterdir())
-    made_last = {"denoiser": "invention", "perception": "sight", "drawer": "drawer"}
+    made_last = {"denoiser": "invention", "perception": "sight", "drawer": "drawer", "tiny_decoder": "tiny_decoder"}
     trained = {part: sha256_of(tmp_path / f"{stage}.safetensors") for part, stage in made_last.items()}
     env = gym.make("mirage_env:Mirage-v0", size=(64, 64), device="cpu", weights=tmp_path)
     assert env.unwrapped.world.weights.items() >= trained.items()

@@ -1,9 +1,9 @@
 """The whole way from nothing to the weights of a preset.
 
-render, codec, perception, latents; the refiner of the warp, the denoiser with it; then the denoiser walks by itself
-and is fine-tuned on its own walks; then it learns to invent, against a critic; last perception learns to see what it
-makes, and the drawer how deep places may be that nobody has seen. In place of joint training a recipe may have the
-paper's stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
+render, codec, perception, latents; the tiny decoder; the refiner of the warp, the denoiser with it; then the
+denoiser walks by itself and is fine-tuned on its own walks; then it learns to invent, against a critic; last perception
+learns to see what it makes, and the drawer how deep places may be that nobody has seen. In place of joint training a
+recipe may have the paper's stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from mirage_env.training.loop import LoopConfig, Stage, Training, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
 from mirage_env.training.sight import SightStage
+from mirage_env.training.tiny_decoder import TinyDecoderLossConfig, TinyDecoderStage
 from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageName
 from mirage_env.weights import load_weights
 from mirage_env.weights.checkpoint import check_extra
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STAGES = (
-    "render", "codec", "perception", "latents", "refiner", "backbone", "branch", "lora",
+    "render", "codec", "perception", "latents", "tiny_decoder", "refiner", "backbone", "branch", "lora",
     "denoiser", "walks", "finetune", "invention", "glimpses", "sight", "unseen", "drawer",
 )  # fmt: skip
 """In their order; a recipe has those that it has a YAML for, and what they need."""
@@ -81,6 +82,11 @@ class CodecTraining(Training):
 @dataclass(frozen=True)
 class PerceptionTraining(Training):
     loss: PerceptionLossConfig = field(default_factory=PerceptionLossConfig)
+
+
+@dataclass(frozen=True)
+class TinyDecoderTraining(Training):
+    loss: TinyDecoderLossConfig = field(default_factory=TinyDecoderLossConfig)
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,7 @@ class Recipe:
     data: TrainingData
     codec: CodecTraining
     perception: PerceptionTraining
+    tiny_decoder: TinyDecoderTraining | None = None
     refiner: WorldTraining | None = None
     denoiser: WorldTraining | None = None
     finetune: WalkTraining | None = None
@@ -306,6 +313,10 @@ def _learn(
         job = CodecStage(preset.codec, training.loss, *pictures, device=place)
     elif stage == "perception":
         job = PerceptionStage(_eyes(preset), training.loss, stores, device=place)
+    elif stage == "tiny_decoder":
+        if preset.tiny_decoder is None:
+            raise InvalidValueError(f"preset {recipe.data.preset} has no tiny_decoder to train; add tiny_decoder: {{}}")
+        job = TinyDecoderStage(preset.tiny_decoder, training.loss, stores, *_codec(preset, folder), device=place)
     elif stage == "sight":
         start_eyes, made_by = _perception(preset, folder)[0], folder / f"{recipe.before(stage)}.safetensors"
         job = SightStage(start_eyes, training.loss, stores, sha256_of(made_by), training.strides, device=place)
@@ -358,7 +369,7 @@ def _publish(folder: Path, stage: str) -> None:
     """Puts a finished stage's weights where `load_world` looks for those of a training."""
     place = folder / "weights"
     place.mkdir(exist_ok=True)
-    names = {part: part for part in ("codec", "perception", "memory", "drawer")}
+    names = {part: part for part in ("codec", "perception", "memory", "tiny_decoder", "drawer")}
     if stage in ("sight", "drawer"):
         names["perception"] = "sight"
     elif stage not in names:

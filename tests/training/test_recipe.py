@@ -12,12 +12,13 @@ from mirage_env.training.recipe import load_recipe, run_stage
 from mirage_env.world_model import Preset
 
 PREPARED = ("render", "codec", "perception", "latents", "refiner")
+JOINT_PREPARED = ("render", "codec", "perception", "latents", "tiny_decoder", "refiner")
 
 
 def test_a_recipe_has_the_stages_that_it_has_a_file_for():
     joint, two_stage = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-two-stage")
     assert joint.stages == (
-        *PREPARED,
+        *JOINT_PREPARED,
         "denoiser",
         "walks",
         "finetune",
@@ -55,7 +56,17 @@ def test_the_recipe_for_a_gpu_is_the_joint_one_for_longer():
     joint, longer = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-long")
     assert longer.stages == joint.stages and longer.data.preset == joint.data.preset
     assert {(s.frames, s.size) for s in longer.data.stores} == {(s.frames, s.size) for s in joint.data.stores}
-    for stage in ("codec", "perception", "refiner", "denoiser", "finetune", "invention", "sight", "drawer"):
+    for stage in (
+        "codec",
+        "perception",
+        "tiny_decoder",
+        "refiner",
+        "denoiser",
+        "finetune",
+        "invention",
+        "sight",
+        "drawer",
+    ):
         short, long = getattr(joint, stage), getattr(longer, stage)
         assert long.loss == short.loss and long.loop.steps >= 10 * short.loop.steps
         assert replace(short.loop, steps=1, warmup=0, validate_every=1) == replace(
@@ -81,7 +92,7 @@ def test_stages_that_nothing_goes_before_are_told(tmp_path):
     for name in ("branch", "lora", "drawer", "sight", "invention", "finetune"):
         (folder / f"{name}.yaml").unlink()
     recipe = load_recipe(folder)
-    assert recipe.stages == (*PREPARED, "denoiser")
+    assert recipe.stages == (*JOINT_PREPARED, "denoiser")
     with pytest.raises(UnknownNameError, match=r'unknown training stage "walks"; known are codec, denoiser'):
         run_stage("walks", recipe, tmp_path)
     (folder / "codec.yaml").unlink()

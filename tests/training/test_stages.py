@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from examples.custom_memory import Postcard
+from mirage_env.codec.tiny import TinyDecoder, TinyDecoderConfig
 from mirage_env.codec.wan import CodecConfig, WanCodec
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
 from mirage_env.denoise.pretrained import LoraShape
@@ -43,6 +44,7 @@ from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
 from mirage_env.training.photos import photo_crops
 from mirage_env.training.sight import SightStage
+from mirage_env.training.tiny_decoder import TinyDecoderLossConfig, TinyDecoderStage
 from mirage_env.training.world import WorldLossConfig, WorldStage, merged_lora
 from mirage_env.weights import load_weights, read_card
 from mirage_env.world_model import Preset, WorldModel
@@ -443,6 +445,23 @@ def test_eyes_learn_from_what_a_world_shows_them(trained, store):
     load_weights(folder / "sight.safetensors", TinyPerception(PERCEPTION), "perception")
     with pytest.raises(InvalidValueError, match="walk along more clips than the 4 held out, got 4"):
         SightStage(eyes, PerceptionLossConfig(), [store], "d" * 64, (2, 1), held_out=4)
+
+
+def test_the_tiny_decoder_learns_what_the_codec_shows(trained, store):
+    folder, codec, codec_hash = trained
+    config = TinyDecoderConfig(widths=(8, 8, 8), blocks=1)
+    stage = TinyDecoderStage(config, TinyDecoderLossConfig(batch=4, cells=2), [store], codec, codec_hash, held_out=2)
+    before = stage.validate()["psnr_codec"]
+    loop = replace(LOOP, steps=60, validate_every=60, precision="fp32", learning_rate=1e-2)
+    assert train(stage, loop, folder)
+    card = read_card(folder / "tiny_decoder.safetensors")
+    assert card["metrics"]["psnr_codec"] > before + 3
+    load_weights(folder / "tiny_decoder.safetensors", TinyDecoder(config, 6, 8), "tiny_decoder", codec_hash=codec_hash)
+    assert stage.strip().shape[0] == 2 * SIDE
+    with pytest.raises(InvalidValueError, match="crops of 9 cells do not fit the clips' 4; set cells to 4"):
+        TinyDecoderStage(config, TinyDecoderLossConfig(cells=9), [store], codec, codec_hash)
+    with pytest.raises(InvalidValueError, match="patches odd"):
+        TinyDecoderLossConfig(patches=(1, 2))
 
 
 def test_the_drawer_learns_where_a_memory_ends(trained, store):
