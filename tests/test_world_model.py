@@ -422,6 +422,29 @@ def test_what_is_remembered_is_looked_at_and_the_frames_between_get_a_glance() -
     assert looks == [("see", 1), ("see", 3), ("see", 2)]
 
 
+def test_what_is_remembered_is_decoded_by_the_codec_and_the_rest_by_a_tiny_decoder() -> None:
+    model = build(keyframe_stride=2, keyframes_first=True)
+    asked: list[tuple[str, int]] = []
+
+    def noting(part: str, shade: int):
+        def decode(latents, overlap):
+            asked.append((part, latents.shape[1]))
+            return torch.full_like(model.parts["decode"](latents, overlap), shade)
+
+        return decode
+
+    world = model.with_parts(decode=noting("codec", 200), sketch=noting("tiny", 50))
+    frames, state = world.advance(world.begin(scene(), 0)[1], path(5))
+    assert asked == [("codec", 3), ("tiny", 2)]
+    assert [int(picture[0, 0, 0]) for picture in frames.rgb] == [200, 50, 200, 50, 200]
+    assert int(world.draft(state, path(1)).rgb.max()) == 50
+
+    asked.clear()
+    world = model.with_parts(decode=noting("codec", 200))  # who decodes otherwise sketches so, too
+    world.draft(world.advance(world.begin(scene(), 0)[1], path(5))[1], path(1))
+    assert asked == [("codec", 3), ("codec", 2), ("codec", 1)]
+
+
 def test_a_chunk_of_keyframes_alone_is_the_same_whether_they_come_first_or_not() -> None:
     (_, state), first, usual = build().begin(scene(), 0), build(keyframes_first=True), build()
     assert same(first.advance(state, path(1))[0], usual.advance(state, path(1))[0])
