@@ -40,7 +40,7 @@ PARTS = {
     "write": [("memory", "write")],
     "drafts": [(None, "draft_many")],
 }
-"""Part of a chunk -> (attribute of the world model, its method). What a draft reads and decodes counts as draft."""
+"""Part of a chunk -> attributes of the world model and their methods. What a draft reads and decodes is a draft's."""
 IMPORT = "import time; start = time.perf_counter(); import mirage_env; print(time.perf_counter() - start)"
 COLD = f"""
 import time, gymnasium, mirage_env

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_env.codec.wan import CodecConfig, WanCodec
+from mirage_env.codec.tiny import TinyDecoder, TinyDecoderConfig
+from mirage_env.codec.wan import CodecConfig, WanCodec, to_uint8
 from mirage_env.denoise.denoiser import Denoiser, DenoiserConfig
 from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.errors import InvalidValueError
@@ -34,7 +35,10 @@ def build(codec: CodecConfig = CODEC, **changes) -> WorldModel:
     )
     denoiser, perception = Denoiser(preset.denoiser), TinyPerception(preset.perception)
     torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.05)
-    return WorldModel(preset, WanCodec(codec), perception, denoiser, SIZE)
+    tiny = None
+    if preset.tiny_decoder is not None:
+        tiny = TinyDecoder(preset.tiny_decoder, codec.channels, codec.spatial_stride)
+    return WorldModel(preset, WanCodec(codec), perception, denoiser, SIZE, tiny_decoder=tiny)
 
 
 @pytest.fixture(scope="module")
@@ -443,6 +447,25 @@ def test_what_is_remembered_is_decoded_by_the_codec_and_the_rest_by_a_tiny_decod
     world = model.with_parts(decode=noting("codec", 200))  # who decodes otherwise sketches so, too
     world.draft(world.advance(world.begin(scene(), 0)[1], path(5))[1], path(1))
     assert asked == [("codec", 3), ("codec", 2), ("codec", 1)]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_tiny_decoder_shows_every_frame_of_every_world_as_it_would_alone(exact: bool) -> None:
+    model = build(keyframe_stride=2, keyframes_first=True, tiny_decoder=TinyDecoderConfig((8, 8), 1))
+    decoder = model.tiny_decoder
+    assert decoder is not None
+
+    def one_by_one(latents, overlap):
+        return torch.stack([torch.cat([to_uint8(decoder(x[None])) for x in world]) for world in latents])
+
+    states = [model.begin(scene(seed), seed)[1] for seed in (0, 1)]
+    cameras = [path(5), path(5, start=3)]
+    for state, views, (frames, _) in zip(states, cameras, model.advance_many(states, cameras, exact), strict=True):
+        alone = model.with_parts(sketch=one_by_one).advance(state, views)[0]
+        assert (alone.rgb.int() - frames.rgb.int()).abs().max() <= (0 if exact else 1)
+        assert (alone.rgb != build().with_parts(decode=model.parts["decode"]).advance(state, views)[0].rgb).any()
+    for state, views, draft in zip(states, cameras, model.draft_many(states, cameras, exact), strict=True):
+        assert_equal(model.with_parts(sketch=one_by_one).draft(state, views).rgb, draft.rgb)
 
 
 def test_a_chunk_of_keyframes_alone_is_the_same_whether_they_come_first_or_not() -> None:

@@ -1,6 +1,6 @@
-"""The embedded preset's tiny decoder: about what the codec would show, for a seventh of the price.
+"""The embedded preset's tiny decoder: about what the codec would show, for a fraction of the price.
 
-For frames that nothing is remembered of: drafts, which are decoded one by one, and what lies between keyframes.
+For frames that are never written to the memory: drafts, which are decoded one by one, and what lies between keyframes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +26,9 @@ class TinyDecoderConfig:
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1 or self.blocks < 1:
-            raise InvalidValueError(f"need positive widths and blocks, got {self.widths} and {self.blocks}")
+            raise InvalidValueError(
+                f"widths and blocks must be positive, got {self.widths} and {self.blocks}; the default is (96, 64, 32)"
+            )
 
 
 class Block(nn.Module):
@@ -56,9 +59,10 @@ class TinyDecoder(nn.Module):
         self.levels = nn.ModuleList(nn.Sequential(*(Block(w) for _ in range(config.blocks))) for w in widths)
         self.up = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[-1], 3 * self.patch**2, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def forward(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
-        x = self.stem(latents)
+        x = self.stem(latents.contiguous(memory_format=torch.channels_last))
         for index, level in enumerate(self.levels):
             x = level(x)
             if index < len(self.up):

@@ -51,6 +51,8 @@ class ClipStore:
         return self.config.clips
 
     def array(self, name: str) -> np.ndarray:
+        if not self.has(name):
+            raise InvalidValueError(f"the clips in {self.folder} have no {name} yet; run the stages before this one")
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def has(self, name: str) -> bool:

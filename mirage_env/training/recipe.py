@@ -237,9 +237,10 @@ def run_stage(
 
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
     `data` is the store of videos that an adapter learns from, see `adapter_stage`.
-    Every stage leaves its weights in `folder` under its own name: codec.safetensors, perception.safetensors, and all
-    others a whole denoiser each. `folder/weights` holds a model that `load_world` takes: codec, perception, and the
-    denoiser of the stage that was finished last. Under `accelerate launch` all processes train together.
+    Every stage leaves its weights in `folder` under its own name: codec, perception and sight (which is one, too),
+    tiny_decoder and drawer, and all others a whole denoiser each. `folder/weights` holds a model that `load_world`
+    takes: of each part that of the stage that was finished last. Under `accelerate launch` all processes train
+    together.
     """
     if stage not in recipe.stages:
         raise UnknownNameError("training stage", stage, recipe.stages)
@@ -370,7 +371,9 @@ def _publish(folder: Path, stage: str) -> None:
     place = folder / "weights"
     place.mkdir(exist_ok=True)
     names = {part: part for part in ("codec", "perception", "memory", "tiny_decoder", "drawer")}
-    if stage in ("sight", "drawer"):
+    if stage == "tiny_decoder":  # a training that is long finished may get one: all else stays as it is
+        names = {stage: stage}
+    elif stage in ("sight", "drawer"):
         names["perception"] = "sight"
     elif stage not in names:
         names["denoiser"] = stage

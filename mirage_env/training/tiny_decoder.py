@@ -1,7 +1,7 @@
 """The tiny decoder learns to show what the codec shows, of pictures and of what a memory makes of them.
 
 A draft is a mosaic: tokens of several frames side by side, each where its point fell. So a part of every example is
-taken from another place of another frame of its clip, in single cells and in patches.
+taken from elsewhere in its clip, in single cells and in patches.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class TinyDecoderLossConfig:
     gradient_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.cells, *self.patches) < 1 or not all(width % 2 for width in self.patches):
+        if min(self.batch, self.cells, *self.patches, len(self.patches)) < 1 or not all(p % 2 for p in self.patches):
             raise InvalidValueError(
-                f"batch and cells must be positive and patches odd, got {self.batch}, {self.cells} and {self.patches}"
+                "batch and cells must be positive and patches odd numbers, "
+                f"got {self.batch}, {self.cells} and {self.patches}; the defaults are 12, 8 and (1, 3, 5)"
             )
 
 
@@ -60,11 +61,14 @@ class TinyDecoderStage(Stage):
     ):
         self.codec, self.codec_hash, self.latents = codec.to(device), codec_hash, latents_name(codec_hash)
         self.model = TinyDecoder(config, codec.channels, codec.spatial_stride).to(device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.config, self.loss, self.stores, self.held_out, self.device = config, loss, stores, held_out, device
         side = min(min(store.array(self.latents).shape[-2:]) for store in stores)
         if loss.cells > side:
             raise InvalidValueError(f"crops of {loss.cells} cells do not fit the clips' {side}; set cells to {side}")
+        if min(map(len, stores)) <= held_out:
+            raise InvalidValueError(
+                f"every store needs more clips than the {held_out} held out, got {min(map(len, stores))}; render more"
+            )
 
     def batch(self, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
         rng = np.random.default_rng(generator.initial_seed())

@@ -7,12 +7,16 @@ import torch
 
 from mirage_env.codec.tiny import TinyDecoder, TinyDecoderConfig
 from mirage_env.codec.wan import to_float
-from mirage_env.errors import InvalidValueError
+from mirage_env.errors import InvalidValueError, WeightsError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.images import load_image
 from mirage_env.training.codec import psnr
 from mirage_env.types import Cameras, SceneSpec
+from mirage_env.weights import read_card, save_weights
+from mirage_env.weights.checkpoint import find
 from mirage_env.world_model import load_world
+
+SHIPPED = find("mirage-tiny")
 
 
 @pytest.mark.parametrize(("widths", "stride"), [((8,), 2), ((8, 8), 8), ((16, 12, 8), 8)])
@@ -29,8 +33,21 @@ def test_a_cell_becomes_a_square_of_the_codecs_stride(widths, stride):
 def test_shapes_that_do_not_fit_are_told():
     with pytest.raises(InvalidValueError, match="3 widths need a stride in multiples of 4, got 6; take fewer"):
         TinyDecoder(TinyDecoderConfig(), channels=6, stride=6)
-    with pytest.raises(InvalidValueError, match=r"positive widths and blocks, got \(\) and 1"):
+    with pytest.raises(InvalidValueError, match=r"widths and blocks must be positive, got \(\) and 1; the default is"):
         TinyDecoderConfig(widths=(), blocks=1)
+
+
+def test_a_folder_may_have_none_and_none_of_another_codec(tmp_path):
+    for file in SHIPPED.glob("*.safetensors"):
+        (tmp_path / file.name).symlink_to(file)
+    own = tmp_path / "tiny_decoder.safetensors"
+    card = read_card(own)
+    own.unlink()
+    assert load_world("mirage-tiny", (64, 64), "cpu", weights=tmp_path).tiny_decoder is None
+    decoder = TinyDecoder(TinyDecoderConfig(blocks=1), channels=24, stride=8)
+    save_weights(own, decoder, card | {"codec_hash": "0" * 64})
+    with pytest.raises(WeightsError, match="was trained for the codec 000000000000, but the codec in use is"):
+        load_world("mirage-tiny", (80, 64), "cpu", weights=tmp_path)
 
 
 @pytest.mark.parametrize("side", [64, 128])

@@ -8,7 +8,7 @@ import pytest
 from mirage_env.config import load_config
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.resources import ENVS_CONFIG
-from mirage_env.training.recipe import load_recipe, run_stage
+from mirage_env.training.recipe import _publish, load_recipe, run_stage
 from mirage_env.world_model import Preset
 
 PREPARED = ("render", "codec", "perception", "latents", "refiner")
@@ -98,3 +98,12 @@ def test_stages_that_nothing_goes_before_are_told(tmp_path):
     (folder / "codec.yaml").unlink()
     with pytest.raises(InvalidValueError, match="no config file at"):
         load_recipe(folder)
+
+
+def test_a_finished_training_may_get_a_tiny_decoder_and_keeps_its_eyes(tmp_path):
+    for name in ("codec", "perception", "sight", "denoiser", "drawer", "tiny_decoder"):
+        (tmp_path / f"{name}.safetensors").write_text(name)
+    for stage in ("denoiser", "drawer", "tiny_decoder"):
+        _publish(tmp_path, stage)
+    parts = {file.stem: file.read_text() for file in (tmp_path / "weights").iterdir()}
+    assert parts == {part: part for part in ("codec", "denoiser", "drawer", "tiny_decoder")} | {"perception": "sight"}

@@ -460,8 +460,13 @@ def test_the_tiny_decoder_learns_what_the_codec_shows(trained, store):
     assert stage.strip().shape[0] == 2 * SIDE
     with pytest.raises(InvalidValueError, match="crops of 9 cells do not fit the clips' 4; set cells to 4"):
         TinyDecoderStage(config, TinyDecoderLossConfig(cells=9), [store], codec, codec_hash)
-    with pytest.raises(InvalidValueError, match="patches odd"):
-        TinyDecoderLossConfig(patches=(1, 2))
+    with pytest.raises(InvalidValueError, match="every store needs more clips than the 6 held out, got 6; render more"):
+        TinyDecoderStage(config, TinyDecoderLossConfig(cells=2), [store], codec, codec_hash, held_out=6)
+    with pytest.raises(InvalidValueError, match="have no latents-ffffffffffff yet; run the stages before this one"):
+        TinyDecoderStage(config, TinyDecoderLossConfig(cells=2), [store], codec, "f" * 64)
+    for patches in ((1, 2), ()):
+        with pytest.raises(InvalidValueError, match="patches odd numbers"):
+            TinyDecoderLossConfig(patches=patches)
 
 
 def test_the_drawer_learns_where_a_memory_ends(trained, store):
