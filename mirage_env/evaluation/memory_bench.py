@@ -383,8 +383,8 @@ def _write_page(path: Path, scale: Scale, costs: Any, ways: Any, grown: Any, spl
         (
             "A whole chunk",
             table(("part, ms", *split), split_rows) if split else "",
-            "Of 8 frames, medians of every part; see is depth and masks, glance and sketch are seeing and decoding between "
-            "keyframes; an RGB read's encode counts within read.",
+            "Of 8 frames, medians of every part; see is depth and masks, glance and sketch are seeing and decoding "
+            "between keyframes; an RGB read's encode counts within read.",
         ),
     ]
     facts = (
