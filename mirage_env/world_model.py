@@ -107,8 +107,8 @@ class Preset:
     drawer: DrawerConfig | None = None
     """Draws depth where nothing is remembered, given eyes that tell their doubt; None leaves it as perceived."""
     tiny_decoder: TinyDecoderConfig | None = None
-    """Decodes what is never remembered, for a fraction of the price: drafts, and frames between keyframes where these
-    come first; None leaves it to the codec."""
+    """Decodes what is never written to the memory, for a fraction of the price: drafts, and frames between keyframes
+    where these come first; None leaves it to the codec."""
 
     def __post_init__(self) -> None:
         if self.codec.channels != self.denoiser.channels:

@@ -44,7 +44,10 @@ class Block(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Normalised latents of `channels` to pictures, `stride` pixels a cell, in [-1, 1]."""
+    """Normalised latents of `channels` to pictures of `stride` pixels a cell, in [-1, 1] but for overshoot.
+
+    Raises `InvalidValueError` where the stride cannot be reached by so many widths.
+    """
 
     def __init__(self, config: TinyDecoderConfig, channels: int, stride: int):
         super().__init__()
