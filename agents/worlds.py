@@ -21,7 +21,6 @@ from mirage_env.envs.mirage_sim import MirageSimEnv, check_scene_seed
 from mirage_env.envs.vector import WalkVectorEnv
 from mirage_env.envs.world import SceneSpec
 from mirage_env.errors import InvalidValueError, UnknownNameError, check_count, check_size
-from mirage_env.simulator.materials import TRAINING_BANKS
 from mirage_env.types import Cameras, Frames
 
 PICTURES = ("rgb", "depth_u8", "depth", "sky", "map", "remembered", "latent")
@@ -119,7 +118,7 @@ def draw_pool(
     target = prepare_folder(folder)
     env = MirageSimEnv(size=size, obs="rgb")
     files = {seed: target / f"scene-{seed}.png" for seed in seeds}
-    for done, seed in enumerate(sorted(seeds, key=lambda seed: seed % TRAINING_BANKS)):  # each bank is drawn once
+    for done, seed in enumerate(sorted(seeds)):  # neighbours share a texture bank
         if not files[seed].is_file():
             picture, _ = env.reset(seed=seed, options={"scene_seed": seed})
             with whole_file(files[seed]) as partial:

@@ -19,7 +19,8 @@ from torch import Tensor
 SIZE = 256
 LEVELS = 9
 TRAINING_BANKS = 64
-"""Training seeds draw from this many banks; evaluation seeds have one of their own, the held-out family another."""
+"""Training seeds draw from this many banks (from `TEXTURES_SEED` on from ever new ones); evaluation seeds have one of
+their own, the held-out family another."""
 
 Array = np.ndarray
 Rng = np.random.Generator

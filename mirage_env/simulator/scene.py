@@ -22,6 +22,8 @@ HELD_OUT_FAMILY = "gallery"
 """A family with layouts and texture generators of its own, that training never draws from."""
 TRAINING_SEED = 1_000_000
 """Training draws seeds from here upwards; evaluation keeps below."""
+TEXTURES_SEED = 3_000_000
+"""From here on every 16 seeds have a texture bank of their own, so that nobody learns textures by heart."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,27 @@ class Scene:
         return self.path_from + (self.path_to - self.path_from) * share[..., None]
 
 
+def bank_of(seed: int, family: str) -> str:
+    """Key of the texture bank. Neighbours share one, since clips are rendered seed by seed."""
+    if family == HELD_OUT_FAMILY:
+        return "held-out"
+    if seed < TRAINING_SEED:
+        return "evaluation"
+    return f"training-{seed // 64 % TRAINING_BANKS if seed < TEXTURES_SEED else seed // 16}"
+
+
 def make_scene(seed: int, family: str) -> Scene:
     """The scene of a family that a seed stands for; the same seed gives the same scene, bit for bit.
 
-    Seeds of `TRAINING_SEED` and above are for training and draw other textures than the evaluation's seeds below.
+    Seeds of `TRAINING_SEED` and above are for training and draw other textures than the evaluation's seeds below;
+    from `TEXTURES_SEED` on there is no end of them.
     """
     if family not in LAYOUTS:
         raise UnknownNameError("scene family", family, LAYOUTS)
     if seed < 0:
         raise InvalidValueError(f"a scene's seed must be 0 or more, got {seed}")
     rng = np.random.default_rng([seed, list(LAYOUTS).index(family)])
-    key = "held-out" if family == HELD_OUT_FAMILY else "evaluation"
-    if seed >= TRAINING_SEED and family != HELD_OUT_FAMILY:
-        key = f"training-{seed // 64 % TRAINING_BANKS}"  # neighbours share a bank: clips are rendered seed by seed
+    key = bank_of(seed, family)
     builder = Builder(rng, bank(key))
     plan = LAYOUTS[family](builder)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), rng.uniform(0.45, 1.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class PerceptionLossConfig:
     scale_noise: float = 0.05
     """Spread of the log scale by which that memory is wrong."""
     gradient_weight: float = 0.5
+    aligned_weight: float = 0.0
+    """Of the relative error that is left once a picture's depth is scaled by its median."""
     mask_weight: float = 1.0
     moving_share: float = 0.25
     """Share of pictures drawn among those in which something moves, which are few."""
@@ -88,6 +91,10 @@ class PerceptionStage(Stage):
         error = (log_depth - depth.clamp_min(1e-2).log()) * solid
         relative = error.clamp(max=2.0).expm1()  # what it will be judged by: too far costs more than too near
         value = error.abs().mean().lerp(relative.abs().mean(), relative_share)
+        if relative_share and self.loss.aligned_weight:
+            middle = error.detach().where(solid, torch.nan).flatten(1).nanmedian(1).values.nan_to_num()
+            aligned = ((error - middle[:, None, None]) * solid).clamp(max=2.0).expm1()
+            value = value + self.loss.aligned_weight * aligned.abs().mean()
         gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
         masks = masks + F.binary_cross_entropy_with_logits(dynamic_logit, dynamic.float())
@@ -185,13 +192,24 @@ def _frames_with_movement(store: ClipStore, clips: int, pixels: int = 16) -> np.
 
 
 def _weakened(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:
-    """Blurred, dimmed and tinted: what is generated is softer than the simulator, photographs vary in light."""
+    """Blurred, dimmed, tinted and half of them in other hues: what is generated is softer than the simulator,
+    photographs vary in light, and whoever knows colours by heart is lost among others."""
     tint = torch.from_numpy(rng.uniform(0.85, 1.15, (3, 1, 1)).astype(np.float32))
+    if rng.random() < 0.5:
+        image = torch.einsum("ij,jhw->ihw", _other_hues(rng.normal(0.0, 1.0), rng.uniform(0.2, 1.5)), image)
+        image = rng.uniform(0.7, 1.3) * (image - image.mean()) + image.mean()
     image = (image * tint * rng.uniform(0.8, 1.15) + rng.uniform(-0.15, 0.15)).clamp(-1, 1)
     if rng.random() < 0.5:
         small = F.interpolate(image[None], scale_factor=rng.uniform(0.35, 0.9), mode="bilinear", antialias=True)
         image = F.interpolate(small, size=image.shape[1:], mode="bilinear")[0]
     return image
+
+
+def _other_hues(angle: float, saturation: float) -> Float[Tensor, "3 3"]:
+    """Turns colours about the axis of greys, and scales how far they lie from it."""
+    grey = torch.full((3, 3), 1 / 3)
+    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5
+    return grey + saturation * (math.cos(angle) * (torch.eye(3) - grey) + math.sin(angle) * across)
 
 
 def iou(prediction: Bool[Tensor, "*b"], truth: Bool[Tensor, "*b"]) -> float:

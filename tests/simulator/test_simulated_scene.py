@@ -5,6 +5,8 @@ import torch
 
 from mirage_env.errors import InvalidValueError, UnknownNameError
 from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, TRAINING_SEED, make_scene
+from mirage_env.simulator.materials import TRAINING_BANKS
+from mirage_env.simulator.scene import TEXTURES_SEED, bank_of
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, HELD_OUT_FAMILY])
@@ -20,6 +22,15 @@ def test_training_evaluation_and_the_held_out_family_have_banks_of_their_own():
     assert make_scene(3, "room").bank == "evaluation"
     assert make_scene(TRAINING_SEED, "room").bank.startswith("training")
     assert make_scene(3, HELD_OUT_FAMILY).bank == make_scene(TRAINING_SEED, HELD_OUT_FAMILY).bank == "held-out"
+
+
+def test_textures_come_again_only_below_the_seeds_that_have_ever_new_ones():
+    def banks(first: int, apart: int) -> int:
+        return len({bank_of(seed, "room") for seed in range(first, first + 3 * apart, apart)})
+
+    around = 64 * TRAINING_BANKS
+    assert banks(TRAINING_SEED, 1) == 1 and banks(TRAINING_SEED, 64) == 3 and banks(TRAINING_SEED, around) == 1
+    assert banks(TEXTURES_SEED, 1) == 1 and banks(TEXTURES_SEED, 16) == 3 and banks(TEXTURES_SEED, around) == 3
 
 
 def test_light_is_finite_and_neither_dark_nor_blown_out():

@@ -41,7 +41,7 @@ from mirage_env.training.drawer import (
 from mirage_env.training.invention import InventionLossConfig, InventionStage, _there_and_back
 from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
 from mirage_env.training.loop import LoopConfig, train
-from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, iou
+from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, _other_hues, iou
 from mirage_env.training.photos import photo_crops
 from mirage_env.training.sight import SightStage
 from mirage_env.training.tiny_decoder import TinyDecoderLossConfig, TinyDecoderStage
@@ -404,6 +404,30 @@ def test_perception_learns_the_wall(store):
     config = replace(LOOP, steps=40, learning_rate=1e-2, ema=0.5, validate_every=40)
     train(stage, config, store.folder)
     assert read_card(store.folder / "perception.safetensors")["metrics"]["abs_rel"] < 0.5 * before
+
+
+def test_a_wrong_scale_is_no_error_of_aligned_depth(store):
+    def loss_of(scale: float, aligned_weight: float) -> float:
+        stage = PerceptionStage(PERCEPTION, PerceptionLossConfig(aligned_weight=aligned_weight), [store], held_out=2)
+        inputs, depth, sky, dynamic = stage._pictures(store, np.arange(2), np.zeros(2, int), np.zeros(2, int), None)
+        answer = torch.zeros(2, 4, SIDE, SIDE)
+        answer[:, 0] = (scale * depth).log()
+        answer[1, 0, -1] += 0.5
+        stage.model.logits = lambda inputs: answer
+        return float(stage.errors((inputs, depth, sky, dynamic), 0.5)["loss"])
+
+    one, other = (loss_of(scale, 1.0) - loss_of(scale, 0.0) for scale in (1.0, 1.3))
+    assert one == pytest.approx(other, rel=1e-3) and one == pytest.approx(math.expm1(0.5) / (2 * SIDE), rel=1e-3)
+
+
+def test_hues_turn_about_the_greys():
+    picture = torch.rand(3, 4, 4)
+    grey = picture.mean(0).expand(3, 4, 4)
+    shown = {angle: torch.einsum("ij,jhw->ihw", _other_hues(angle, 1.0), picture) for angle in (0.0, 2 * math.pi / 3)}
+    assert torch.allclose(shown[0.0], picture, atol=1e-6)
+    assert torch.allclose(shown[2 * math.pi / 3], picture.roll(1, 0), atol=1e-6)  # red is green now
+    assert torch.allclose(torch.einsum("ij,jhw->ihw", _other_hues(0.7, 1.4), grey), grey, atol=1e-6)
+    assert torch.allclose(torch.einsum("ij,jhw->ihw", _other_hues(0.7, 0.0), picture), grey, atol=1e-6)
 
 
 def test_eyes_learn_from_what_a_world_shows_them(trained, store):
