@@ -512,9 +512,14 @@ class WorldModel:
 
     def _draft(self, state: WorldState, cameras: Cameras) -> Work[Frames]:
         cameras = self._checked(cameras)
-        shown = yield from self._shown(state.memory, cameras.resized(self.latent_size))
+        views = cameras.resized(self.latent_size)
+        reading = yield Ask("read", (state.memory, views))
+        shown = reading.grid or Readout.blank(views, self.channels)
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
+        if reading.settled is not None:
+            settled = reading.settled(slice(None))
+            latents = torch.where(settled.visible[:, None], settled.tokens, latents)
         rgb = (yield Ask("sketch", (latents[:, None], latents[:, None][:, :0])))[:, 0]
         far = torch.nan_to_num(state.keyframes[-1].depth_m[0], nan=self.perception.max_depth_m)
         depth = torch.where(shown.visible, shown.depth_m, far)
@@ -609,6 +614,7 @@ class WorldModel:
             references.cameras,
             reading.tokens,
             self.text(state.prompt) if self.text is not None else None,
+            reading.settled(torch.tensor([*coming], device=self.device)) if reading.settled else None,
         )
 
     def _noise(self, state: WorldState, count: int) -> Float[Tensor, "1 n c h w"]:

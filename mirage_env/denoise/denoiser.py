@@ -112,6 +112,8 @@ class ChunkCondition:
     """The prompt's embedding, where the backbone reads words."""
     memory_scale: float = 1.0
     """How much of the branch's hints the backbone gets; 0 switches the branch off."""
+    settled: Float[Tensor, "b n _ h w"] | None = None
+    """What the memory knows of the targets for certain: a mask and, where it is 1, the latents."""
     past_sigma: Float[Tensor, " b"] | None = None
     """Noise level of the frames that are called clean, told through their timestep; None: they are."""
 
@@ -133,13 +135,13 @@ class ChunkCondition:
 
     def to(self, device: torch.device | str) -> ChunkCondition:
         """The same condition on another device."""
-        names = ("clean", "noisy", "readout", "readout_extra", "rays", "context", "text", "past_sigma")
+        names = ("clean", "noisy", "readout", "readout_extra", "rays", "context", "text", "settled", "past_sigma")
         return replace(self, **{x: getattr(self, x).to(device) for x in names if getattr(self, x) is not None})
 
     @staticmethod
     def cat(conditions: list[ChunkCondition]) -> ChunkCondition:
         """Worlds with equal segment lengths side by side."""
-        names = ("clean", "readout", "readout_extra", "rays", "context", "text", "past_sigma")
+        names = ("clean", "readout", "readout_extra", "rays", "context", "text", "settled", "past_sigma")
         given = [x for x in names if getattr(conditions[0], x) is not None]
         worlds: dict[str, Any] = {x: torch.cat([getattr(c, x) for c in conditions]) for x in given}
         return replace(conditions[0], **worlds)
@@ -154,11 +156,13 @@ def make_condition(
     reference_cameras: Cameras,
     context: Float[Tensor, "l d"] | None = None,
     text: Float[Tensor, "1 l d"] | None = None,
+    settled: Readout | None = None,
 ) -> ChunkCondition:
     """The condition of one world's next chunk.
 
     `readout` shows the memory to [overlap, n targets, P preceding]; `history` holds the latents of the P preceding
     frames and, last, of the overlap frame; `targets` are the n target cameras. All cameras are at latent resolution.
+    `settled` is what the memory knows of the targets for certain.
     """
     n, overlap, preceding = len(targets), history[-1:], history[:-1]
     seen = readout.visible[1 : 1 + n, None]
@@ -176,6 +180,7 @@ def make_condition(
         references=len(references),
         context=None if context is None else context[None],
         text=text,
+        settled=None if settled is None else torch.cat([settled.visible[:, None].to(overlap), settled.tokens], 1)[None],
     )
 
 
@@ -210,11 +215,16 @@ class Denoiser(nn.Module):
 
     def refined(self, condition: ChunkCondition) -> ChunkCondition:
         """The condition with a better warp: done once a chunk, before its first `clean`."""
-        if self.refiner is None:
+        if self.refiner is None and condition.settled is None:
             return condition
         warp, extra = condition.base, condition.readout_extra[:, condition.noisy[condition.references :]]
+        if self.refiner is not None:
+            warp = warp + self._doubt(condition) * self.refiner(warp, extra)
+        if condition.settled is not None:
+            known, latents = condition.settled[:, :, :1] > 0, condition.settled[:, :, 1:]
+            warp = torch.where(known, latents.to(warp.dtype), warp)
         clean = condition.clean.clone()
-        clean[:, condition.noisy] = warp + self._doubt(condition) * self.refiner(warp, extra)
+        clean[:, condition.noisy] = warp.to(clean.dtype)
         return replace(condition, clean=clean)
 
     def clean(
@@ -276,9 +286,11 @@ class Denoiser(nn.Module):
         return base + signal / total * (sample - (1.0 - level) * base)
 
     def _doubt(self, condition: ChunkCondition) -> Float[Tensor, "b n 1 h w"]:
-        """How freely each target cell may leave the warp: 0 where the camera is back where a token was written."""
+        """How freely each target cell may leave the warp: 0 where the memory knows it, or the camera is back where a
+        token was written."""
         targets = condition.readout_extra[:, condition.noisy[condition.references :]]
         distance = targets[:, :, 1:3].norm(dim=2, keepdim=True)
-        if self.config.trust_cells == 0:
-            return torch.ones_like(distance)
-        return torch.where(condition.seen, (distance / self.config.trust_cells).clamp(max=1.0), 1.0)
+        doubt = torch.ones_like(distance)
+        if self.config.trust_cells:
+            doubt = torch.where(condition.seen, (distance / self.config.trust_cells).clamp(max=1.0), doubt)
+        return doubt if condition.settled is None else doubt * (condition.settled[:, :, :1] == 0)

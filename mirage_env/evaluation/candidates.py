@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mirage_env.evaluation.walk import Guess, Walk, seen_in_first_frame
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import ChunkRecord, Memory, State, make_memory, memory_class, memory_kinds
+from mirage_env.memory.resampled import ResampledMemory
 from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
 from mirage_env.perception.tiny import Perceived
 from mirage_env.types import Cameras, Frames, Readout
@@ -70,23 +71,28 @@ def with_memory(make: Callable[[WorldModel], Memory]) -> Answer:
 
 def paper_memory(model: WorldModel) -> Memory:
     """Every admissible cell of every keyframe is added (Eq. 6), depth edges too; nothing is ever dropped."""
-    return LatentMemory(MemoryConfig(write_rule="paper", depth_edges="keep"))
+    return written(model, MemoryConfig(write_rule="paper", depth_edges="keep"))
 
 
 def unbounded_memory(model: WorldModel) -> Memory:
     """As it is written, without a budget of points or of sky."""
     config = latent_config(model)
-    return LatentMemory(replace(config, max_points=None, sky_points=2**40 if config.sky_points else 0))
+    return written(model, replace(config, max_points=None, sky_points=2**40 if config.sky_points else 0))
 
 
 def tight_memory(model: WorldModel) -> Memory:
     """As it is written, with a budget that many a suite's walk exceeds; none exceeds the shipped one."""
-    return LatentMemory(replace(latent_config(model), max_points=1024))
+    return written(model, replace(latent_config(model), max_points=1024))
 
 
 def edge_memory(model: WorldModel) -> Memory:
     """As it is written, and of every frame the cells that hold more than one surface, at the median of their depth."""
-    return LatentMemory(replace(latent_config(model), depth_edges="keep", depth_downsample="median"))
+    return written(model, replace(latent_config(model), depth_edges="keep", depth_downsample="median"))
+
+
+def bare_memory(model: WorldModel) -> Memory:
+    """As it is written, and read as the points lie: a cell's token is that of the point that falls into it."""
+    return LatentMemory(latent_config(model))
 
 
 def rgb_memory(model: WorldModel) -> Memory:
@@ -112,7 +118,19 @@ def pixel_lifted_memory(model: WorldModel) -> Memory:
 def latent_config(model: WorldModel) -> MemoryConfig:
     """How the model's memory is written, or the default where it remembers something else than latent points."""
     config = model.preset.memory
-    return config if isinstance(config, MemoryConfig) else MemoryConfig()
+    if not isinstance(config, MemoryConfig):
+        return MemoryConfig()
+    return MemoryConfig(**{f.name: getattr(config, f.name) for f in fields(MemoryConfig) if f.name != "kind"})
+
+
+def written(model: WorldModel, config: MemoryConfig) -> Memory:
+    """The model's memory, written otherwise."""
+    if not isinstance(model.memory, ResampledMemory):
+        return LatentMemory(config)
+    rule = {f.name: getattr(config, f.name) for f in fields(MemoryConfig) if f.name != "kind"}
+    other = ResampledMemory(replace(model.memory.config, **rule))
+    other.load_state_dict(model.memory.state_dict())
+    return other
 
 
 def generate_without_filter(model: WorldModel, walk: Walk) -> Guess:
@@ -252,6 +270,7 @@ ABLATIONS = {
     "depth-edges": Candidate("cells with a depth edge are remembered of every frame", with_memory(edge_memory)),
     "tight-budget": Candidate("the memory holds 1,024 points at most", with_memory(tight_memory)),
     "rgb-memory": Candidate("colours are remembered, rendered and encoded at every read", with_memory(rgb_memory)),
+    "bare-points": Candidate("points do not know their neighbours: tokens as they lie", with_memory(bare_memory)),
     "pixel-lifted": Candidate("tokens lifted at pixel resolution", with_memory(pixel_lifted_memory)),
     "no-dynamic-filter": Candidate("moving things are remembered, too", generate_without_filter),
     "true-depth": Candidate("the memory is written at true depth", generate_with_true_depth, geometry=True),

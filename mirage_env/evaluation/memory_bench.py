@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -27,7 +27,7 @@ from mirage_env.evaluation.run import write_json
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import camera_rays
 from mirage_env.images import load_image
-from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig, State, splat
+from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig, MemoryReading, State, splat
 from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
 from mirage_env.precision import fast_autocast
 from mirage_env.resources import revision
@@ -258,7 +258,14 @@ class Watched:
 
     def __init__(self, memory: Any, clock: Clock):
         self.config, self.empty = memory.config, memory.empty
-        self.read, self.write = clock.around("read", memory.read), clock.around("write", memory.write)
+        self._read, self._clock = clock.around("read", memory.read), clock
+        self.write = clock.around("write", memory.write)
+
+    def read(self, state: Any, cameras: Cameras) -> MemoryReading:
+        reading: MemoryReading = self._read(state, cameras)
+        if reading.settled is None:
+            return reading
+        return replace(reading, settled=self._clock.around("read", reading.settled))
 
 
 def end_to_end(model: WorldModel, chunks: int, report: Callable[[int, int], None]) -> dict[str, dict[str, float]]:

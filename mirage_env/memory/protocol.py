@@ -69,6 +69,9 @@ class MemoryReading:
 
     grid: Readout | None = None
     """What the views show, cell by cell; without one they are blank."""
+    settled: Callable[[slice | Tensor], Readout] | None = None
+    """Of some of the views, worked out when it is asked for: cells whose very latents the memory knows. A denoiser of
+    residuals leaves them as they are; `grid` shows what they rest on."""
     frames: PastFrames | None = None
     """Frames to show to the denoiser as references; without them it gets the keyframes that `recall` chooses."""
     tokens: Float[Tensor, "n d"] | None = None
@@ -177,6 +180,7 @@ class Memory(Protocol[S]):
 
 MEMORIES: dict[str, Any] = {
     "latent": "mirage_env.memory.latent:LatentMemory",
+    "resampled": "mirage_env.memory.resampled:ResampledMemory",
     "rgb": "mirage_env.memory.rgb:RgbMemory",
     "none": "mirage_env.memory.none:NoMemory",
 }

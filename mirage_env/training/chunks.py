@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from mirage_env.denoise.denoiser import ChunkCondition, Denoiser, make_condition
@@ -87,6 +87,8 @@ class _Rollout:
     """Past frames that saw what the targets will see, the best first."""
     readout: Readout
     """The memory as the overlap frame, the targets and the preceding frames see it."""
+    settled: Readout | None
+    """What it knows of the targets for certain."""
     context: Float[Tensor, "l d"] | None
     """What else it has to say."""
     text: Float[Tensor, "1 l d"] | None
@@ -131,13 +133,8 @@ class ChunkStage(Stage):
         return self.chunks(which, clips, overlap, n, rng)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, np.ndarray, int, int]:
-        """A source, clips of it, the frame after which their chunks come, and how many frames these have."""
-        shares = np.array([len(source) * source.frames for source in self.sources], dtype=float)
-        which = int(rng.choice(len(self.sources), p=shares / shares.sum()))
-        n = min(int(rng.choice(self.loss.chunks)), self.sources[which].frames - 1)
-        overlaps = self.sources[which].overlaps(n)
-        overlap = overlaps[int(rng.integers(0, len(overlaps)))]
-        return which, rng.integers(0, len(self.sources[which]) - self.held_out, self.loss.batch), overlap, n
+        """See `draw_chunks`."""
+        return draw_chunks(self.sources, self.loss, self.held_out, rng)
 
     @abstractmethod
     def losses(
@@ -182,6 +179,7 @@ class ChunkStage(Stage):
                     references.cameras,
                     world.context,
                     world.text,
+                    world.settled,
                 )
             )
         targets = torch.stack([world.latents[coming] for world in worlds])
@@ -190,26 +188,15 @@ class ChunkStage(Stage):
     def _world(self, clip: Clip, key_stride: int, overlap: int, n: int, rng: np.random.Generator | None) -> _Rollout:
         """The clip as a rollout that has come to frame `overlap` meets it."""
         h, w = clip.latents.shape[2:]
-        grid_cameras, history = clip.cameras.resized((h, w)), clip.held
-        if rng is not None:
-            noise = torch.from_numpy(rng.standard_normal(history.shape, dtype=np.float32))
-            history = history + float(rng.uniform(0, self.loss.history_noise)) * noise
-        keys = torch.tensor(sorted({0, *range(overlap, -1, -self.loss.keyframe_stride)}))
-        if rng is not None and rng.random() < 0.3:  # worlds that have seen little
-            keys = keys[-1:]
-        rows = (keys // key_stride).numpy()
-        depth = torch.from_numpy(clip.depth_m[rows].astype(np.float32))
-        masks = torch.from_numpy(np.array(clip.masks[rows]))
-        sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
-        rgb = torch.from_numpy(np.array(clip.rgb[rows]))
-        moves = camera_motion(clip.cameras[keys])
-        record = ChunkRecord(history[keys], depth, sky, dynamic, clip.cameras[keys], rgb, moves)
+        grid_cameras = clip.cameras.resized((h, w))
+        history, keys, record = past_of(clip, key_stride, overlap, self.loss, rng)
         state = self.memory.write(self.memory.empty(history.shape[1]), record)
         views = torch.cat(
             [torch.arange(overlap, overlap + 1 + n), torch.arange(max(0, overlap - self.config.preceding), overlap)]
         )
         reading = self.memory.read(state, grid_cameras[views])
         readout = reading.grid or Readout.blank(grid_cameras[views], history.shape[1])
+        settled = reading.settled(slice(1, 1 + n)) if reading.settled else None
         count = self.config.references
         if rng is not None:
             most = count if self.loss.references is None else self.loss.references
@@ -217,7 +204,7 @@ class ChunkStage(Stage):
         if reading.frames is None:
             past = keys[:-1]
             if clip.references is None:
-                grid = depth_to_grid(depth[:-1], masks[:-1] == 0, (h, w))
+                grid = depth_to_grid(record.depth_m[:-1], record.static[:-1], (h, w))
                 chosen = past[recall(grid, grid_cameras[past], grid_cameras[overlap + 1 : overlap + 1 + n], count)]
             else:
                 chosen = torch.tensor(
@@ -226,4 +213,37 @@ class ChunkStage(Stage):
             references = PastFrames(history[chosen], grid_cameras[chosen])
         else:
             references = reading.frames[:count]
-        return _Rollout(grid_cameras, clip.latents, history, references, readout, reading.tokens, clip.text)
+        return _Rollout(grid_cameras, clip.latents, history, references, readout, settled, reading.tokens, clip.text)
+
+
+def draw_chunks(
+    sources: Sequence[ClipSource], loss: ChunkConfig, held_out: int, rng: np.random.Generator
+) -> tuple[int, np.ndarray, int, int]:
+    """A source, clips of it, the frame after which their chunks come, and how many frames these have."""
+    shares = np.array([len(source) * source.frames for source in sources], dtype=float)
+    which = int(rng.choice(len(sources), p=shares / shares.sum()))
+    n = min(int(rng.choice(loss.chunks)), sources[which].frames - 1)
+    overlaps = sources[which].overlaps(n)
+    overlap = overlaps[int(rng.integers(0, len(overlaps)))]
+    return which, rng.integers(0, len(sources[which]) - held_out, loss.batch), overlap, n
+
+
+def past_of(
+    clip: Clip, key_stride: int, overlap: int, loss: ChunkConfig, rng: np.random.Generator | None
+) -> tuple[Float[Tensor, "t c h w"], Int64[Tensor, " k"], ChunkRecord]:
+    """What a rollout that has come to frame `overlap` holds: every frame with its errors, which of them are keyframes,
+    and these as it writes them."""
+    history = clip.held
+    if rng is not None:
+        noise = torch.from_numpy(rng.standard_normal(history.shape, dtype=np.float32))
+        history = history + float(rng.uniform(0, loss.history_noise)) * noise
+    keys = torch.tensor(sorted({0, *range(overlap, -1, -loss.keyframe_stride)}))
+    if rng is not None and rng.random() < 0.3:  # worlds that have seen little
+        keys = keys[-1:]
+    rows = (keys // key_stride).numpy()
+    depth = torch.from_numpy(clip.depth_m[rows].astype(np.float32))
+    masks = torch.from_numpy(np.array(clip.masks[rows]))
+    sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
+    rgb = torch.from_numpy(np.array(clip.rgb[rows]))
+    moves = camera_motion(clip.cameras[keys])
+    return history, keys, ChunkRecord(history[keys], depth, sky, dynamic, clip.cameras[keys], rgb, moves)

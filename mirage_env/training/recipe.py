@@ -1,9 +1,10 @@
 """The whole way from nothing to the weights of a preset.
 
-render, codec, perception, latents; the tiny decoder; the refiner of the warp, the denoiser with it; then the
-denoiser walks by itself and is fine-tuned on its own walks; then it learns to invent, against a critic; last perception
-learns to see what it makes, and the drawer how deep places may be that nobody has seen. In place of joint training a
-recipe may have the paper's stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
+render, codec, perception, latents; the tiny decoder; what the memory reads with; the refiner of the warp, the denoiser
+with it; then the denoiser walks by itself and is fine-tuned on its own walks; then it learns to invent, against a
+critic; last perception learns to see what it makes, and the drawer how deep places may be that nobody has seen. In
+place of joint training a recipe may have the paper's stages: a backbone without memory, the branch on the frozen
+backbone, LoRA with the branch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mirage_env.denoise.pretrained import LoraShape
 from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
 from mirage_env.memory import Memory, make_memory
 from mirage_env.memory.none import NoMemory
+from mirage_env.memory.resampled import ResampledMemory
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
@@ -42,6 +44,7 @@ from mirage_env.training.latents import encode_latents, glimpse_clips, predict_d
 from mirage_env.training.loop import LoopConfig, Stage, Training, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage
 from mirage_env.training.photos import photo_crops
+from mirage_env.training.resampler import ResamplerStage
 from mirage_env.training.sight import SightStage
 from mirage_env.training.tiny_decoder import TinyDecoderLossConfig, TinyDecoderStage
 from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageName
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STAGES = (
-    "render", "codec", "perception", "latents", "tiny_decoder", "refiner", "backbone", "branch", "lora",
+    "render", "codec", "perception", "latents", "tiny_decoder", "memory", "refiner", "backbone", "branch", "lora",
     "denoiser", "walks", "finetune", "invention", "glimpses", "sight", "unseen", "drawer",
 )  # fmt: skip
 """In their order; a recipe has those that it has a YAML for, and what they need."""
@@ -165,6 +168,7 @@ class Recipe:
     codec: CodecTraining
     perception: PerceptionTraining
     tiny_decoder: TinyDecoderTraining | None = None
+    memory: WorldTraining | None = None
     refiner: WorldTraining | None = None
     denoiser: WorldTraining | None = None
     finetune: WalkTraining | None = None
@@ -238,9 +242,9 @@ def run_stage(
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
     `data` is the store of videos that an adapter learns from, see `adapter_stage`.
     Every stage leaves its weights in `folder` under its own name: codec, perception and sight (which is one, too),
-    tiny_decoder and drawer, and all others a whole denoiser each. `folder/weights` holds a model that `load_world`
-    takes: of each part that of the stage that was finished last. Under `accelerate launch` all processes train
-    together.
+    tiny_decoder, memory and drawer, and all others a whole denoiser each. `folder/weights` holds a model that
+    `load_world` takes: of each part that of the stage that was finished last. Under `accelerate launch` all processes
+    train together.
     """
     if stage not in recipe.stages:
         raise UnknownNameError("training stage", stage, recipe.stages)
@@ -318,6 +322,16 @@ def _learn(
         if preset.tiny_decoder is None:
             raise InvalidValueError(f"preset {recipe.data.preset} has no tiny_decoder to train; add tiny_decoder: {{}}")
         job = TinyDecoderStage(preset.tiny_decoder, training.loss, stores, *_codec(preset, folder), device=place)
+    elif stage == "memory":
+        codec, codec_hash = _codec(preset, folder)
+        reader = make_memory(preset.memory, codec.encode)
+        if not isinstance(reader, ResampledMemory):
+            raise InvalidValueError(
+                f"the memory of preset {recipe.data.preset} has nothing to train; say memory: {{kind: resampled}}, or "
+                "leave the stage out"
+            )
+        eyes_hash = _perception(preset, folder)[1]
+        job = ResamplerStage(reader, training.loss, stores, codec, codec_hash, eyes_hash, device=place)
     elif stage == "sight":
         start_eyes, made_by = _perception(preset, folder)[0], folder / f"{recipe.before(stage)}.safetensors"
         job = SightStage(start_eyes, training.loss, stores, sha256_of(made_by), training.strides, device=place)
@@ -335,8 +349,10 @@ def _learn(
         if stage == "backbone":
             memory = NoMemory()
         else:
-            fresh = before is None or stage == "branch"  # else it has learned by now, if it can
+            fresh = (before is None or stage == "branch") and recipe.memory is None  # else it has learned, if it can
             memory = make_memory(preset.memory, codec.encode) if fresh else _memory(preset, folder, codec)
+            if isinstance(memory, nn.Module) and recipe.memory is not None:  # which has had a stage of its own
+                memory.requires_grad_(False)
         if stage == "lora":
             check_extra("train", "peft")
         job = (InventionStage if stage == "invention" else WorldStage)(
@@ -371,7 +387,7 @@ def _publish(folder: Path, stage: str) -> None:
     place = folder / "weights"
     place.mkdir(exist_ok=True)
     names = {part: part for part in ("codec", "perception", "memory", "tiny_decoder", "drawer")}
-    if stage == "tiny_decoder":  # a training that is long finished may get one: all else stays as it is
+    if stage in ("tiny_decoder", "memory"):  # a training that is long finished may get one: all else stays as it is
         names = {stage: stage}
     elif stage in ("sight", "drawer"):
         names["perception"] = "sight"

@@ -67,6 +67,22 @@ def test_a_token_read_where_it_was_written_is_left_alone(config, make_chunk):
     )
 
 
+def test_what_the_memory_knows_for_certain_is_left_alone(config, make_chunk):
+    denoiser = Denoiser(replace(config, refiner_width=8, refiner_blocks=1)).eval()
+    for weight in (denoiser.transformer.proj_out.weight, denoiser.refiner.head.weight):
+        torch.nn.init.normal_(weight, std=0.1)
+    known = (torch.arange(6) < 2).expand(1, 2, 1, 4, 6).float()
+    told = torch.cat([known, torch.randn(1, 2, 4, 4, 6)], 2)
+    noise, condition = torch.randn(1, 2, 4, 4, 6), make_chunk()
+    without, result = (
+        sample(denoiser, chunk, noise, SamplerConfig(2)) for chunk in (condition, replace(condition, settled=told))
+    )
+    torch.testing.assert_close(result[..., :2], told[:, :, 1:, :, :2], atol=1e-5, rtol=1e-5)
+    assert not torch.isclose(result[..., :2], without[..., :2]).any()
+    both = ChunkCondition.cat([replace(condition, settled=told)] * 2)
+    assert torch.equal(both.settled[1:], told) and torch.equal(both.to("cpu").settled, both.settled)
+
+
 def test_worlds_in_a_batch_do_not_touch_each_other(config, make_chunk):
     denoiser = Denoiser(config).eval()
     torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.1)

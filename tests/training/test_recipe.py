@@ -5,14 +5,18 @@ from dataclasses import replace
 
 import pytest
 
+from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.perception.tiny import TinyPerception
 from mirage_env.resources import ENVS_CONFIG
 from mirage_env.training.recipe import _publish, load_recipe, run_stage
+from mirage_env.weights import save_weights
 from mirage_env.world_model import Preset
 
 PREPARED = ("render", "codec", "perception", "latents", "refiner")
-JOINT_PREPARED = ("render", "codec", "perception", "latents", "tiny_decoder", "refiner")
+TWO_STAGE_PREPARED = ("render", "codec", "perception", "latents", "memory", "refiner")
+JOINT_PREPARED = ("render", "codec", "perception", "latents", "tiny_decoder", "memory", "refiner")
 
 
 def test_a_recipe_has_the_stages_that_it_has_a_file_for():
@@ -28,7 +32,7 @@ def test_a_recipe_has_the_stages_that_it_has_a_file_for():
         "unseen",
         "drawer",
     )
-    assert two_stage.stages == (*PREPARED, "backbone", "branch", "lora")
+    assert two_stage.stages == (*TWO_STAGE_PREPARED, "backbone", "branch", "lora")
     assert set(load_recipe("smoke").stages) == {*joint.stages, *two_stage.stages}
     assert [two_stage.before(stage) for stage in ("refiner", "backbone", "branch", "lora")] == [
         None, "refiner", "backbone", "branch",
@@ -37,7 +41,7 @@ def test_a_recipe_has_the_stages_that_it_has_a_file_for():
 
 def test_two_stages_and_joint_training_share_all_but_the_transformers_training():
     joint, two_stage = load_recipe("mirage-tiny"), load_recipe("mirage-tiny-two-stage")
-    for part in ("data", "codec", "perception", "refiner"):
+    for part in ("data", "codec", "perception", "memory", "refiner"):
         assert getattr(joint, part) == getattr(two_stage, part)
     assert two_stage.branch.loop.steps + two_stage.lora.loop.steps == joint.denoiser.loop.steps
     assert two_stage.branch.loss == two_stage.lora.loss == joint.denoiser.loss
@@ -60,6 +64,7 @@ def test_the_recipe_for_a_gpu_is_the_joint_one_for_longer():
         "codec",
         "perception",
         "tiny_decoder",
+        "memory",
         "refiner",
         "denoiser",
         "finetune",
@@ -100,10 +105,27 @@ def test_stages_that_nothing_goes_before_are_told(tmp_path):
         load_recipe(folder)
 
 
-def test_a_finished_training_may_get_a_tiny_decoder_and_keeps_its_eyes(tmp_path):
-    for name in ("codec", "perception", "sight", "denoiser", "drawer", "tiny_decoder"):
+def test_a_finished_training_may_get_a_tiny_decoder_or_a_memory_and_keeps_its_eyes(tmp_path):
+    for name in ("codec", "perception", "sight", "denoiser", "drawer", "tiny_decoder", "memory"):
         (tmp_path / f"{name}.safetensors").write_text(name)
-    for stage in ("denoiser", "drawer", "tiny_decoder"):
+    for stage in ("denoiser", "drawer", "tiny_decoder", "memory"):
         _publish(tmp_path, stage)
     parts = {file.stem: file.read_text() for file in (tmp_path / "weights").iterdir()}
-    assert parts == {part: part for part in ("codec", "denoiser", "drawer", "tiny_decoder")} | {"perception": "sight"}
+    assert parts == {part: part for part in ("codec", "denoiser", "drawer", "tiny_decoder", "memory")} | {
+        "perception": "sight"
+    }
+
+
+def test_a_memory_without_weights_is_no_stage(tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(ENVS_CONFIG / "train" / "smoke", folder)
+    data = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(data.replace("preset: mirage-tiny", "preset: mirage-tiny-rgb"))
+    preset = load_config("mirage-tiny-rgb", Preset)
+    for name in ("codec", "perception"):
+        part = WanCodec(preset.codec) if name == "codec" else TinyPerception(preset.perception)
+        save_weights(tmp_path / f"{name}.safetensors", part, {"kind": name})
+    (tmp_path / "clips-0").mkdir()
+    (tmp_path / "clips-0" / "clips.json").write_text('{"clips": 1, "frames": 1, "size": [64, 64], "first_seed": 0}')
+    with pytest.raises(InvalidValueError, match="the memory of preset mirage-tiny-rgb has nothing to train"):
+        run_stage("memory", load_recipe(folder), tmp_path)

@@ -24,6 +24,7 @@ from mirage_env.memory import MemoryReading, PastFrames
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import AnyMemoryConfig
+from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
 from mirage_env.memory.rgb import RgbMemoryConfig
 from mirage_env.perception.drawn import FAR_M, FEATURES, DepthDrawer, DrawerConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
@@ -43,6 +44,7 @@ from mirage_env.training.latents import encode_latents, glimpse_clips, predict_d
 from mirage_env.training.loop import LoopConfig, train
 from mirage_env.training.perception import PerceptionLossConfig, PerceptionStage, _other_hues, iou
 from mirage_env.training.photos import photo_crops
+from mirage_env.training.resampler import ResamplerStage
 from mirage_env.training.sight import SightStage
 from mirage_env.training.tiny_decoder import TinyDecoderLossConfig, TinyDecoderStage
 from mirage_env.training.world import WorldLossConfig, WorldStage, merged_lora
@@ -491,6 +493,34 @@ def test_the_tiny_decoder_learns_what_the_codec_shows(trained, store):
     for patches in ((1, 2), ()):
         with pytest.raises(InvalidValueError, match="patches odd numbers"):
             TinyDecoderLossConfig(patches=patches)
+
+
+def test_a_memory_learns_to_read_between_its_points(trained, store):
+    folder, codec, codec_hash = trained
+    config = ResampledMemoryConfig(channels=6, maps=4, hidden=8, width=8, blocks=1)
+    memory = ResampledMemory(config)
+    loss = WorldLossConfig(batch=2, chunks=(2,))
+    stage = ResamplerStage(memory, loss, [store], codec, codec_hash, EYE, held_out=2)
+    view, truth = stage.batch(torch.Generator().manual_seed(0))
+    assert view.around.shape == (4, 54, SIDE // 8, SIDE // 8) and truth.shape == (4, 6, SIDE // 8, SIDE // 8)
+    with torch.no_grad():
+        before = stage.validate()
+    assert before["error"] == pytest.approx(before["own_error"], rel=1e-2)  # untrained it reads what is there
+    train(stage, replace(LOOP, steps=40, learning_rate=1e-2, ema=0.5, validate_every=40), folder)
+    card = read_card(folder / "memory.safetensors")
+    assert card["kind"] == "memory" and card["codec_hash"] == codec_hash
+    assert card["metrics"]["error"] < 0.9 * card["metrics"]["own_error"]
+
+    read = ResampledMemory(config).eval().requires_grad_(False)
+    load_weights(folder / "memory.safetensors", read, "memory", codec_hash=codec_hash)
+    world = WorldStage(DENOISER, loss, read, [store], codec, codec_hash, EYE, held_out=2)
+    assert not any(name.startswith("memory.") for name in world.parameters())
+    condition, _ = world.batch(torch.Generator().manual_seed(0))
+    known = condition.settled[:, :, :1] > 0
+    assert bool(known.any()) and torch.equal(
+        torch.where(known, world.model.refined(condition).base, 0.0),
+        torch.where(known, condition.settled[:, :, 1:], 0.0),
+    )
 
 
 def test_the_drawer_learns_where_a_memory_ends(trained, store):
