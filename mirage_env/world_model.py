@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,6 +52,7 @@ from mirage_env.memory.protocol import (
     read_many,
 )
 from mirage_env.memory.recall import recall
+from mirage_env.memory.resampled import ResampledMemoryConfig
 from mirage_env.perception.composed import ComposedConfig
 from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, draw_features, drawn, noise, to_draw
 from mirage_env.perception.tiny import Perceived, Perception, PerceptionConfig, TinyPerception
@@ -185,8 +186,8 @@ class WorldState:
     frame: int
     """Latent frames generated so far; with `seed` it decides the next noise."""
     drift: float
-    """Mean distance, in latent units, between the last chunk's frames and what the memory showed as each was made; 0 is
-    none."""
+    """Mean distance, in latent units, between the last chunk's frames and the tokens of the memory's points, where they
+    lay in each as it was made; 0 is none."""
     prompt: str | None = None
     """Words that accompany the first picture."""
 
@@ -199,7 +200,9 @@ class _Made:
     rgb: UInt8[Tensor, "T H W 3"]
     seen: Perceived
     shown: Readout
-    """What the memory showed of them."""
+    """What the memory's points showed of them."""
+    known: Bool[Tensor, "T h w"]
+    """Which of their cells are remembered."""
     moved: Float[Tensor, "n h w"]
     """How far each cell went from the warp, in latent units."""
 
@@ -417,11 +420,11 @@ class WorldModel:
             made, _ = yield from self._made(state, cameras, initial)
             seen, written, memory = yield from self._written(state, made, cameras, (keys + 1) * stride - 1)
 
-        grid, visible = cameras.resized(self.latent_size), made.shown.visible
+        grid = cameras.resized(self.latent_size)
         unknown = made.latents.new_full(made.latents[:, 0].shape, torch.nan)
         recent = LatentFrames(made.latents, unknown, grid[stride - 1 :: stride])
         history = LatentFrames.cat([state.history, recent[:-1], written[-1:]])
-        moved = made.moved[visible[stride - 1 :: stride]]
+        moved = made.moved[made.shown.visible[stride - 1 :: stride]]
         given, *keyframes = state.keyframes
         after = WorldState(
             memory=memory,
@@ -433,7 +436,7 @@ class WorldModel:
             drift=float(moved.mean()) if len(moved) else 0.0,
             prompt=state.prompt,
         )
-        return Frames(made.rgb, seen.depth_m, seen.sky, seen.dynamic, visible, cameras), after
+        return Frames(made.rgb, seen.depth_m, seen.sky, seen.dynamic, made.known, cameras), after
 
     def _made(
         self, state: WorldState, cameras: Cameras, initial: Float[Tensor, "1 n c h w"], kept: bool = True
@@ -458,7 +461,8 @@ class WorldModel:
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
         moved = (latents - condition.base[0]).abs().mean(1)
-        return _Made(latents, rgb, seen, shown, moved), reading.grid is not None
+        known = shown.visible | condition.known[0, :, 0].repeat_interleave(stride, 0)
+        return _Made(latents, rgb, seen, shown, known, moved), reading.grid is not None
 
     def _written(
         self, state: WorldState, made: _Made, cameras: Cameras, pixels: Int64[Tensor, " k"]
@@ -515,11 +519,10 @@ class WorldModel:
         views = cameras.resized(self.latent_size)
         reading = yield Ask("read", (state.memory, views))
         shown = reading.grid or Readout.blank(views, self.channels)
+        if reading.settled is not None:
+            shown = reading.settled(slice(None))
         last = state.history.latents[-1:]
         latents = torch.where(shown.visible[:, None], shown.tokens, last)
-        if reading.settled is not None:
-            settled = reading.settled(slice(None))
-            latents = torch.where(settled.visible[:, None], settled.tokens, latents)
         rgb = (yield Ask("sketch", (latents[:, None], latents[:, None][:, :0])))[:, 0]
         far = torch.nan_to_num(state.keyframes[-1].depth_m[0], nan=self.perception.max_depth_m)
         depth = torch.where(shown.visible, shown.depth_m, far)
@@ -687,7 +690,8 @@ def _scene_key(scene: SceneSpec) -> tuple[Any, ...]:
 def _shape(value: Any) -> Any:
     """What must agree for two worlds' values to be joined."""
     if isinstance(value, ChunkCondition):
-        return tuple(value.clean.shape), value.references, None if value.context is None else tuple(value.context.shape)
+        context = None if value.context is None else tuple(value.context.shape)
+        return tuple(value.clean.shape), value.references, context, value.settled is None
     return tuple(value.shape) if isinstance(value, Tensor) else len(value) if isinstance(value, Cameras) else None
 
 
@@ -831,6 +835,8 @@ def _load_released(config: Preset, checkpoint: Path, size: tuple[int, int], devi
         {} if adapter is None else {"adapter": sha256_of(adapter / "config.json")}
     )
     text = PromptEncoder(checkpoint, device, dtype)
+    if isinstance(config.memory, ResampledMemoryConfig):
+        raise InvalidValueError("no public checkpoint brings weights for memory.kind resampled; set it to latent")
     return WorldModel(config, codec, perception, denoiser, size, device, weights, text=text)
 
 

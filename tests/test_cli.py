@@ -19,6 +19,7 @@ from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.resources import sha256_of
 from mirage_env.types import Cameras, Frames
+from mirage_env.weights import read_card
 
 
 @pytest.fixture
@@ -146,6 +147,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
         "codec",
         "perception",
         "tiny_decoder",
+        "memory",
         "refiner",
         "backbone",
         "branch",
@@ -159,10 +161,16 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     for name in stages:
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [2, 4]
-        with Image.open(tmp_path / f"{name}.png") as strip:
-            assert strip.height in (2 * 64, 3 * 64, 4 * 64)  # rows of pictures of 64 pixels
+        if name != "memory":
+            with Image.open(tmp_path / f"{name}.png") as strip:
+                assert strip.height in (2 * 64, 3 * 64, 4 * 64)  # rows of pictures of 64 pixels
         assert list((tmp_path / "tensorboard" / name).iterdir())
-    made_last = {"denoiser": "invention", "perception": "sight", "drawer": "drawer", "tiny_decoder": "tiny_decoder"}
+    assert read_card(tmp_path / "memory.safetensors")["metrics"].keys() == {
+        "error",
+        "own_error",
+    }  # nobody wrote it anew
+    made_last = {"denoiser": "invention", "perception": "sight", "drawer": "drawer"}
+    made_last |= {part: part for part in ("memory", "tiny_decoder")}
     trained = {part: sha256_of(tmp_path / f"{stage}.safetensors") for part, stage in made_last.items()}
     env = gym.make("mirage_env:Mirage-v0", size=(64, 64), device="cpu", weights=tmp_path)
     assert env.unwrapped.world.weights.items() >= trained.items()

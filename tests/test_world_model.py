@@ -16,6 +16,7 @@ from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
 from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig
 from mirage_env.memory.none import NoMemory
+from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
 from mirage_env.perception.drawn import DepthDrawer, DrawerConfig, to_draw
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.types import Cameras, SceneSpec
@@ -55,6 +56,26 @@ def path(count: int, start: int = 1) -> Cameras:
     poses = torch.eye(4).repeat(count, 1, 1)
     poses[:, 2, 3] = 0.1 * torch.arange(start, start + count)
     return Cameras(poses, intrinsics_from_fov(1.2, SIZE).expand(count, 3, 3), SIZE)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_a_memory_reads_between_its_points_is_remembered_in_company_as_alone(exact: bool) -> None:
+    model = build(keyframe_stride=2, keyframes_first=True)
+    memory = ResampledMemory(ResampledMemoryConfig(channels=6, maps=2, hidden=8, width=8, blocks=1))
+    for parameter in memory.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model = model.with_memory(memory)
+    states = [model.begin(scene(seed), seed)[1] for seed in (0, 1)]
+    cameras = [path(5), path(5, start=3)]
+    for state, views, (frames, _) in zip(states, cameras, model.advance_many(states, cameras, exact), strict=True):
+        alone, _ = model.advance(state, views)
+        assert (alone.rgb.int() - frames.rgb.int()).abs().max() <= (0 if exact else 1)
+        assert torch.equal(alone.remembered, frames.remembered)
+        reading = memory.read(state.memory, views.resized((4, 6)))
+        shown, settled = reading.grid.visible, reading.settled(slice(None)).visible
+        draft = model.draft(state, views)
+        assert torch.equal(draft.remembered, settled) and int(settled.sum()) > int(shown.sum())
+        assert bool(alone.remembered[settled].all())
 
 
 def turned_around(count: int) -> Cameras:

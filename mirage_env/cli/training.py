@@ -48,9 +48,9 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            help="render, codec, perception, latents, tiny_decoder, refiner, denoiser, walks, finetune, invention, "
-            "glimpses, sight, unseen or drawer; the paper's backbone, branch or lora, where the recipe has them; all: "
-            "one after another."
+            help="render, codec, perception, latents, tiny_decoder, memory, refiner, denoiser, walks, finetune, "
+            "invention, glimpses, sight, unseen or drawer; the paper's backbone, branch or lora, where the recipe has "
+            "them; all: one after another."
         ),
     ] = "all",
     recipe: Annotated[

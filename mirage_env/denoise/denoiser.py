@@ -127,6 +127,11 @@ class ChunkCondition:
         """The target cells that the memory shows."""
         return self.readout_extra[:, self.noisy[self.references :], :1] > 0
 
+    @property
+    def known(self) -> Bool[Tensor, "b n 1 h w"]:
+        """Those, and those that are read of a point beside them."""
+        return self.seen if self.settled is None else self.seen | (self.settled[:, :, :1] > 0)
+
     def with_noise(self, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b f c h w"]) -> ChunkCondition:
         """Noise on the clean frames, and told; targets and memory stay as they are."""
         level = sigma[:, None, None, None, None]

@@ -118,7 +118,7 @@ def pixel_lifted_memory(model: WorldModel) -> Memory:
 def latent_config(model: WorldModel) -> MemoryConfig:
     """How the model's memory is written, or the default where it remembers something else than latent points."""
     config = model.preset.memory
-    if not isinstance(config, MemoryConfig):
+    if not isinstance(config, MemoryConfig) or isinstance(config, RgbMemoryConfig):
         return MemoryConfig()
     return MemoryConfig(**{f.name: getattr(config, f.name) for f in fields(MemoryConfig) if f.name != "kind"})
 
@@ -127,7 +127,8 @@ def written(model: WorldModel, config: MemoryConfig) -> Memory:
     """The model's memory, written otherwise."""
     if not isinstance(model.memory, ResampledMemory):
         return LatentMemory(config)
-    rule = {f.name: getattr(config, f.name) for f in fields(MemoryConfig) if f.name != "kind"}
+    kept = ("kind", "token_dtype")
+    rule = {f.name: getattr(config, f.name) for f in fields(MemoryConfig) if f.name not in kept}
     other = ResampledMemory(replace(model.memory.config, **rule))
     other.load_state_dict(model.memory.state_dict())
     return other
@@ -301,7 +302,13 @@ def other_memory(kind: str) -> Candidate:
     """The same model and weights with a memory of another kind, yours too, as its defaults make it."""
 
     def make(model: WorldModel) -> Memory:
-        return make_memory(memory_class(kind).config_class(), model.encode)
+        if memory_class(kind) is not ResampledMemory:
+            return make_memory(memory_class(kind).config_class(), model.encode)
+        if not isinstance(model.memory, ResampledMemory):
+            raise InvalidValueError(
+                f'the memory "{kind}" reads with weights, and this model has none; train them first'
+            )
+        return model.memory
 
     return Candidate(f'the memory "{kind}" in place of its own', with_memory(make), key=None)
 

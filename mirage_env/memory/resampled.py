@@ -21,12 +21,12 @@ from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
-from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState
+from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState, TokenDtype
 from mirage_env.memory.protocol import ChunkRecord, Encode, MemoryReading
 from mirage_env.precision import fast_autocast
 from mirage_env.types import SKY_M, Cameras, Readout
@@ -43,6 +43,7 @@ class ResampledMemoryConfig(MemoryConfig):
     """How points are written, see `MemoryConfig`, and the shape of what reads them."""
 
     kind: Literal["resampled"] = "resampled"  # type: ignore[assignment]
+    token_dtype: TokenDtype = "float16"
     channels: int = 24
     """Of the codec's latents."""
     maps: int = 32
@@ -80,6 +81,8 @@ class View(NamedTuple):
     scale: Float[Tensor, "V h w"]
     """How large its patch appears, in cells."""
     depth_m: Float[Tensor, "V h w"]
+    row: Int[Tensor, "V h w"]
+    """The point's row in the memory; -1 where nothing is shown, and for the sky."""
 
 
 class _Block(nn.Module):
@@ -117,14 +120,14 @@ class Resampler(nn.Module):
 
     def forward(self, view: View) -> Float[Tensor, "V c h w"]:
         """Zero where nothing is shown."""
-        around, shown, offset, scale, depth_m = view
+        around, shown, offset, scale, depth_m, _ = view
         nearness = shown / depth_m.clamp_min(0.25)
         size = scale.clamp_min(1e-2)
         moved = (-offset / size[:, None]).movedim(1, -1)
         angles = math.pi * torch.cat([k * moved for k in range(1, 1 + _WAVES)], -1)
         log_size = size.log()
         place = torch.cat([moved, offset.movedim(1, -1), log_size[..., None], angles.sin(), angles.cos()], -1)
-        maps = self.linear(around.movedim(1, -1)).unflatten(-1, (self.maps, self.channels))
+        maps = self.linear(around.movedim(1, -1).contiguous()).unflatten(-1, (self.maps, self.channels))
         read = (self.mix(place)[..., None, :] @ maps)[..., 0, :].movedim(-1, 1) + around[:, : self.channels]
         read = read * shown[:, None]
         told = torch.stack([shown.float(), *offset.unbind(1), log_size * shown, nearness], 1)
@@ -176,7 +179,7 @@ class ResampledMemory(nn.Module):
         view = self.view(state, cameras, grid)
         with fast_autocast(view.around.device):
             tokens = self.resampler(view).float()
-        return Readout(tokens, view.shown, view.depth_m, torch.zeros_like(view.offset), grid.index)
+        return Readout(tokens, view.shown, view.depth_m, torch.zeros_like(view.offset), view.row)
 
     def view(self, state: MemoryState, cameras: Cameras, grid: Readout) -> View:
         """What the network is told, where `grid` is what the points show to the cameras."""
@@ -191,7 +194,8 @@ class ResampledMemory(nn.Module):
             return flat.gather(-1, index).view_as(values)
 
         around = there(grid.tokens) * shown[:, None]
-        return View(around, shown, offset, there(scale) * shown, there(grid.depth_m) * shown)
+        row = torch.where(shown, there(grid.index), -1)
+        return View(around, shown, offset, there(scale) * shown, there(grid.depth_m) * shown, row)
 
 
 def with_neighbours(latents: Float[Tensor, "T c h w"]) -> Float[Tensor, "T a h w"]:

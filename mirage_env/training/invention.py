@@ -201,7 +201,7 @@ class InventionStage(WorldStage):
         self, warped: ChunkCondition, clean: Float[Tensor, "b n c h w"], generator: torch.Generator
     ) -> dict[str, Tensor]:
         warped, clean = self._swung(warped, clean, generator)
-        condition, loss, seen = self.model.refined(warped), self.loss, warped.seen
+        condition, loss, seen = self.model.refined(warped), self.loss, warped.known
         refined_error = self.weighed(condition.base - clean).mean()
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
         made = self.denoised(condition, clean, noise, torch.ones(len(clean), device=self.device))
@@ -244,8 +244,12 @@ class InventionStage(WorldStage):
 
         shown = condition.readout_extra[:, :, :1] > 0
         readout = torch.where(shown, off(condition.readout, 1.0), condition.readout)
-        target = torch.where(condition.seen, off(clean, 1.0), off(clean, 0.5))
-        return replace(condition, clean=off(condition.clean, 1.0), readout=readout), target
+        target = torch.where(condition.known, off(clean, 1.0), off(clean, 0.5))
+        settled = condition.settled
+        if settled is not None:
+            known = settled[:, :, :1]
+            settled = torch.cat([known, torch.where(known > 0, off(settled[:, :, 1:], 1.0), 0.0)], 2)
+        return replace(condition, clean=off(condition.clean, 1.0), readout=readout, settled=settled), target
 
     @property
     def _taught(self) -> float:
@@ -298,7 +302,7 @@ class InventionStage(WorldStage):
             made = sample(self.model, condition, torch.zeros_like(clean), SamplerConfig(1))
             pictures = torch.stack([self.codec.decode(x[None])[0] for x in made.float()]).float().cpu()
         truth = to_float(torch.from_numpy(store.array("rgb")[clips, 1 : 1 + n]))
-        invented = ~condition.seen.repeat_interleave(cell, -2).repeat_interleave(cell, -1).cpu()
+        invented = ~condition.known.repeat_interleave(cell, -2).repeat_interleave(cell, -1).cpu()
         return _detail(pictures, invented) / max(_detail(truth, invented), 1e-12)  # where nothing is invented: 0
 
 

@@ -91,14 +91,15 @@ class PerceptionStage(Stage):
         error = (log_depth - depth.clamp_min(1e-2).log()) * solid
         relative = error.clamp(max=2.0).expm1()  # what it will be judged by: too far costs more than too near
         value = error.abs().mean().lerp(relative.abs().mean(), relative_share)
+        loss = value
         if relative_share and self.loss.aligned_weight:
             middle = error.detach().where(solid, torch.nan).flatten(1).nanmedian(1).values.nan_to_num()
             aligned = ((error - middle[:, None, None]) * solid).clamp(max=2.0).expm1()
-            value = value + self.loss.aligned_weight * aligned.abs().mean()
+            loss = loss + self.loss.aligned_weight * aligned.abs().mean()
         gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         masks = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
         masks = masks + F.binary_cross_entropy_with_logits(dynamic_logit, dynamic.float())
-        loss = value + self.loss.gradient_weight * gradient + self.loss.mask_weight * masks
+        loss = loss + self.loss.gradient_weight * gradient + self.loss.mask_weight * masks
         for doubt in log_doubt:  # a Laplace distribution's likelihood, which is largest where doubt is the mean error
             loss = loss + ((error.detach().abs() * (-doubt).exp() + doubt) * solid).mean()
         return {"loss": loss, "log_depth": value.detach(), "masks": masks.detach()}

@@ -32,7 +32,7 @@ from mirage_env.denoise.pretrained import LoraShape
 from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
 from mirage_env.memory import Memory, make_memory
 from mirage_env.memory.none import NoMemory
-from mirage_env.memory.resampled import ResampledMemory
+from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
@@ -349,9 +349,13 @@ def _learn(
         if stage == "backbone":
             memory = NoMemory()
         else:
+            if isinstance(preset.memory, ResampledMemoryConfig) and recipe.memory is None:
+                raise InvalidValueError(
+                    f"the memory of preset {recipe.data.preset} reads with weights; add memory.yaml to the recipe"
+                )
             fresh = (before is None or stage == "branch") and recipe.memory is None  # else it has learned, if it can
             memory = make_memory(preset.memory, codec.encode) if fresh else _memory(preset, folder, codec)
-            if isinstance(memory, nn.Module) and recipe.memory is not None:  # which has had a stage of its own
+            if isinstance(memory, ResampledMemory):  # which has had a stage of its own
                 memory.requires_grad_(False)
         if stage == "lora":
             check_extra("train", "peft")

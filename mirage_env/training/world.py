@@ -220,7 +220,7 @@ class WorldStage(ChunkStage):
     def export(self, folder: Path, card: dict) -> None:
         card = {"kind": "denoiser", "config": self.config, "codec_hash": self.codec_hash, **card}
         save_weights(folder / f"{self.name}.safetensors", merged_lora(self.model), card)
-        if isinstance(self.memory, nn.Module):
+        if isinstance(self.memory, nn.Module) and any(p.requires_grad for p in self.memory.parameters()):
             save_weights(
                 folder / "memory.safetensors", self.memory, card | {"kind": "memory", "config": self.memory.config}
             )

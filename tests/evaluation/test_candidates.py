@@ -16,6 +16,7 @@ from mirage_env.evaluation.walk import seen_in_first_frame
 from mirage_env.memory.latent import LatentMemory, MemoryConfig
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.protocol import ChunkRecord
+from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
 from mirage_env.perception.tiny import Perceived
 from mirage_env.world_model import WorldModel
 
@@ -94,6 +95,20 @@ def test_pixels_are_lifted_by_their_own_depth(model, make_walk):
     shown = memory.read(state, camera).grid
     torch.testing.assert_close(shown.depth_m, depth)
     assert torch.equal(shown.tokens[0, :, 9, 17], record.latents[0, :, 1, 2])
+
+
+def test_a_memory_is_written_otherwise_and_read_by_the_same_network(model):
+    memory = ResampledMemory(ResampledMemoryConfig(channels=6, maps=2, hidden=8, width=8, blocks=1, reach=0.7))
+    torch.nn.init.normal_(memory.resampler.head.weight)
+    own = model.with_memory(memory)
+    rules = set()
+    for make in (candidates.paper_memory, candidates.unbounded_memory, candidates.tight_memory, candidates.edge_memory):
+        other = make(own)
+        assert isinstance(other, ResampledMemory) and other.config.reach == 0.7
+        assert torch.equal(other.resampler.head.weight, memory.resampler.head.weight)
+        rules.add((other.config.write_rule, other.config.max_points, other.config.depth_edges))
+    assert len(rules) == 4
+    assert type(candidates.bare_memory(own)) is type(candidates.paper_memory(model)) is LatentMemory
 
 
 def memories(monkeypatch, answer, model, walk) -> list[int]:

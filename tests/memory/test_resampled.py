@@ -14,7 +14,7 @@ from mirage_env.memory.resampled import AROUND, ResampledMemory, ResampledMemory
 from mirage_env.types import Cameras, Readout
 
 PIXELS, GRID, C = (32, 48), (4, 6), 5
-CONFIG = ResampledMemoryConfig(channels=C, maps=3, hidden=8, width=8, blocks=1, sky_points=64)
+CONFIG = ResampledMemoryConfig(channels=C, maps=3, hidden=8, width=8, blocks=1, sky_points=64, token_dtype="float32")
 
 
 def at(*places: tuple[float, float]) -> Cameras:

@@ -364,6 +364,16 @@ def test_a_denoiser_learns_to_leave_what_it_made_up(trained, store):
     torch.testing.assert_close(again["kept_error_refined"], losses["kept_error_refined"])
 
 
+def test_what_a_memory_knows_is_off_in_hue_with_the_past(trained, store):
+    _, codec, codec_hash = trained
+    stage = invention(store, codec, codec_hash, replace(INVENTION, swing=1.0, returns=0.0))
+    condition, clean, _ = stage.batch(torch.Generator().manual_seed(0))
+    told = torch.cat([condition.seen.float(), torch.where(condition.seen, clean, 0.0)], 2)
+    swung, target = stage._swung(replace(condition, settled=told), clean, torch.Generator().manual_seed(1))
+    assert not torch.equal(target, clean) and torch.equal(swung.settled[:, :, :1], told[:, :, :1])
+    torch.testing.assert_close(swung.settled[:, :, 1:], torch.where(condition.seen, target, 0.0))
+
+
 def test_critic_and_denoiser_do_not_teach_each_other(trained, store):
     """The critic gets no gradient of the denoiser's loss, which would make it judge kindly, nor the other way round."""
     _, codec, codec_hash = trained
