@@ -100,6 +100,9 @@ class Preset:
     keyframes_first: bool = False
     """A chunk's keyframes are made and remembered before its other frames, which then show them: what is invented is
     one place in all frames of its chunk. For codecs that take every frame alone; costs a second, shorter pass."""
+    known_enough: float | None = None
+    """The share of cells known for certain (`MemoryReading.settled`) from which on what lies between keyframes, where
+    these come first, gets no transformer: the refiner alone fills the rest. None: it always gets one."""
     max_keyframes: int = 64
     """How many keyframes stay at hand as references: the given picture always, of all others the oldest go first."""
     anchor: float = 0.0
@@ -129,6 +132,8 @@ class Preset:
             )
         if not self.anchor >= 0:
             raise InvalidValueError(f"anchor must not be negative, got {self.anchor}")
+        if self.known_enough is not None and not 0 < self.known_enough <= 1:
+            raise InvalidValueError(f"known_enough is a share above 0 and at most 1, got {self.known_enough}")
         if not self.denoiser.memory_layers and not self.sampler.replace:
             raise InvalidValueError("without memory_layers the memory comes in through sampler.replace; set it above 0")
         if self.adapter is not None and self.sampler.replace:
@@ -210,7 +215,7 @@ class _Made:
 class Ask(NamedTuple):
     """One read of the memory or one pass of a network that a world needs before it can go on."""
 
-    part: Literal["read", "encode", "decode", "denoise", "see", "glance", "draw", "sketch"]
+    part: Literal["read", "encode", "decode", "denoise", "refine", "see", "glance", "draw", "sketch"]
     inputs: tuple[Any, ...]
 
 
@@ -264,6 +269,7 @@ class WorldModel:
             "encode": lambda images: self.codec.encode(images).float(),
             "decode": lambda latents, overlap: to_uint8(self.codec.decode_after(overlap, latents)),
             "denoise": lambda noise, condition: sample(self.denoiser, condition, noise, self.preset.sampler),
+            "refine": lambda noise, condition: self.denoiser.refined(condition).base,
             "see": lambda *inputs: self.perception(*inputs),
             "glance": lambda *inputs: getattr(self.perception, "glance", self.perception)(*inputs),
             "draw": lambda inputs: self.drawer(inputs),  # type: ignore[misc]  # asked for only where there is one
@@ -452,7 +458,9 @@ class WorldModel:
         readout = reading.grid or Readout.blank(views, self.channels)
         shown = readout[len(past) :]
         condition = self._condition(state, grid[stride - 1 :: stride], readout, reading)
-        latents = yield Ask("denoise", (initial, condition))
+        enough = None if kept or condition.settled is None else self.preset.known_enough
+        known_enough = enough is not None and float(condition.known.float().mean()) >= enough
+        latents = yield Ask("refine" if known_enough else "denoise", (initial, condition))
         rgb = (yield Ask("decode" if kept else "sketch", (latents, state.history.latents[-1:][None])))[0]
         latents = latents[0].float()
         images = to_float(rgb)  # what an observer gets is what is seen and remembered

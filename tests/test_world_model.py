@@ -58,14 +58,44 @@ def path(count: int, start: int = 1) -> Cameras:
     return Cameras(poses, intrinsics_from_fov(1.2, SIZE).expand(count, 3, 3), SIZE)
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_what_a_memory_reads_between_its_points_is_remembered_in_company_as_alone(exact: bool) -> None:
-    model = build(keyframe_stride=2, keyframes_first=True)
+def reading_between(**changes) -> WorldModel:
+    """A model whose memory reads with weights of its own."""
+    model = build(keyframe_stride=2, keyframes_first=True, **changes)
     memory = ResampledMemory(ResampledMemoryConfig(channels=6, maps=2, hidden=8, width=8, blocks=1))
     for parameter in memory.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    model = model.with_memory(memory)
+    return model.with_memory(memory)
+
+
+def test_frames_that_are_known_well_enough_get_no_transformer() -> None:
+    """A wall that the camera walks up to is known all over: frames between keyframes show what the memory reads."""
     wall = np.full(SIZE, 2.0, np.float32)
+    pictures = {}
+    for enough, expected in ((None, [3, 2]), (0.9, [3])):
+        model = reading_between(known_enough=enough)
+        denoise, asked = model.parts["denoise"], []
+
+        def watched(noise, condition, denoise=denoise, asked=asked):
+            asked.append(noise.shape[1])
+            return denoise(noise, condition)
+
+        frames, _ = model.with_parts(denoise=watched).advance(
+            model.begin(replace(scene(), depth_m=wall), 0)[1], path(5, start=2)
+        )
+        assert asked == expected and bool(frames.remembered.all())
+        pictures[enough] = frames.rgb
+    assert (pictures[None].int() - pictures[0.9].int()).abs().max() <= 1  # all cells are the memory's either way
+    plain, asked = build(keyframe_stride=2, keyframes_first=True, known_enough=0.1), []
+    plain.with_parts(refine=lambda *inputs: asked.append(inputs)).advance(plain.begin(scene(), 0)[1], path(5))
+    assert not asked  # a memory that knows nothing for certain
+    with pytest.raises(InvalidValueError, match=r"known_enough is a share above 0 and at most 1, got 1\.5"):
+        build(known_enough=1.5)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_a_memory_reads_between_its_points_is_remembered_in_company_as_alone(exact: bool) -> None:
+    model, wall = reading_between(), np.full(SIZE, 2.0, np.float32)
+    memory = model.memory
     states = [model.begin(replace(scene(seed), depth_m=wall), seed)[1] for seed in (0, 1)]
     cameras = [path(5, start=8), path(5, start=6)]  # so near that there are cells without a point
     for state, views, (frames, _) in zip(states, cameras, model.advance_many(states, cameras, exact), strict=True):
