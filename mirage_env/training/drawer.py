@@ -81,7 +81,7 @@ def _examples(
     masks = torch.from_numpy(store.array("masks")[clip][moments])
     sky, dynamic = (masks & SKY) > 0, (masks & DYNAMIC) > 0
     rgb = torch.zeros(len(moments), *store.config.size, 3, dtype=torch.uint8)
-    tokens, moves = torch.zeros(len(moments), 1, *size), torch.zeros(len(moments), 6)
+    tokens, moves = torch.zeros(len(moments), model.channels, *size), torch.zeros(len(moments), 6)
 
     def written(state, index):
         at = torch.tensor(index)
@@ -89,11 +89,11 @@ def _examples(
             state, ChunkRecord(tokens[at], depth[at], sky[at], dynamic[at], cameras[at], rgb[at], moves[at])
         )
 
-    memory, shown = written(model.memory.empty(1, torch.device("cpu")), [0]), []
+    memory, shown = written(model.memory.empty(model.channels, torch.device("cpu")), [0]), []
     for start in range(1, len(moments), chunk):
         end = min(start + chunk, len(moments))
         reading = model.memory.read(memory, grid[torch.arange(start, end)])
-        shown.append(reading.grid or Readout.blank(grid[torch.arange(start, end)], 1))
+        shown.append(reading.grid or Readout.blank(grid[torch.arange(start, end)], model.channels))
         for key in range(end - 1, start - 1, -model.preset.keyframe_stride)[::-1]:
             memory = written(memory, [key])
     visible, shown_m = (torch.cat([getattr(one, part) for one in shown]) for part in ("visible", "depth_m"))
