@@ -71,19 +71,19 @@ def _bench_endless(target: Path, chunks: int, full: bool, preset: str) -> None:
 
     from mirage_env.evaluation import endless
     from mirage_env.evaluation import memory_bench as measure
-    from mirage_env.evaluation.candidates import latent_config
-    from mirage_env.memory import MemoryConfig
+    from mirage_env.memory import LatentMemory, Memory, MemoryConfig
     from mirage_env.world_model import load_world
 
     walks = []
-    scale, config = measure.FULL, MemoryConfig(max_points=2**20, token_dtype="float16")
+    scale = measure.FULL
+    memory: Memory = LatentMemory(MemoryConfig(max_points=2**20, token_dtype="float16"))
     if not full:
         small = load_world(preset, (64, 64), device="cpu")
         with Meter("whole chunks", chunks, unit="chunks") as meter:
             walks.append(endless.whole_chunks(small, chunks, meter.update))
-        scale, config = measure.tiny(load_world(preset, device="cpu")), latent_config(small)
+        scale, memory = measure.tiny(load_world(preset, device="cpu")), small.memory
     with torch.inference_mode(), Meter("memory alone", chunks, unit="chunks") as meter:
-        walks.append(endless.memory_alone(scale, config, chunks, meter.update))
+        walks.append(endless.memory_alone(scale, memory, chunks, meter.update))
     for walk in walks:
         rows = Table(title=f"{walk.name}: {walk.about}")
         for column in ("chunk", "points", "memory MiB", "resident MiB", "read ms", "write ms", "all ms"):

@@ -27,7 +27,7 @@ from mirage_env.evaluation.run import write_json
 from mirage_env.geometry.poses import DEFAULT_FOV_DEG, intrinsics_from_fov, rigid, rotation_from_yaw_pitch_roll
 from mirage_env.geometry.projection import camera_rays
 from mirage_env.images import load_image
-from mirage_env.memory import ChunkRecord, LatentMemory, MemoryConfig, State
+from mirage_env.memory import ChunkRecord, Memory, State
 from mirage_env.resources import revision
 from mirage_env.types import Cameras, SceneSpec
 from mirage_env.world_model import WorldModel
@@ -97,25 +97,27 @@ def whole_chunks(model: WorldModel, chunks: int, report: Callable[[int, int], No
     return _walk("whole chunks", about, start, chunk, lambda state: state.memory, clock, chunks, report)
 
 
-def memory_alone(scale: Scale, config: MemoryConfig, chunks: int, report: Callable[[int, int], None]) -> Endless:
+def memory_alone(scale: Scale, memory: Memory, chunks: int, report: Callable[[int, int], None]) -> Endless:
     """A memory that is read and written along a corridor of known depth, every chunk of it new."""
     clock = Clock()
-    memory = Watched(LatentMemory(config), clock)
+    timed = Watched(memory, clock)
     draw = torch.Generator().manual_seed(0)
     nothing = torch.zeros(1, *scale.size, dtype=torch.bool)
 
     def chunk(state: Any, index: int) -> Any:
         cameras = onward(scale.views, index, scale.size)
-        memory.read(state, cameras.resized(scale.grid))
+        reading = timed.read(state, cameras.resized(scale.grid))
+        if reading.settled is not None:
+            reading.settled(slice(None))
         for key in range(scale.views // scale.keyframes - 1, scale.views, scale.views // scale.keyframes):
             seen = cameras[key : key + 1]
             latents = torch.randn(1, scale.channels, *scale.grid, generator=draw)
-            state = memory.write(state, ChunkRecord(latents, corridor_depth(seen), nothing, nothing, seen))
+            state = timed.write(state, ChunkRecord(latents, corridor_depth(seen), nothing, nothing, seen))
         return state
 
     about = (
         f"{scale.views} views of {scale.grid[0]} x {scale.grid[1]} x {scale.channels} read and {scale.keyframes} "
-        f"keyframes written a chunk, at most {config.max_points:,} points"
+        f"keyframes written a chunk, at most {memory.config.max_points:,} points"
     )
     start = memory.empty(scale.channels)
     return _walk("memory alone", about, start, chunk, lambda state: state, clock, chunks, report)
@@ -212,11 +214,13 @@ def write_report(folder: Path, walks: Sequence[Endless]) -> tuple[Path, Path]:
         heads = ("chunk", "points", "memory MiB", "resident MiB", *(f"{part} ms" for part in parts))
         rows = [
             (f"{m.chunk:,}", f"{m.points:,}", f"{m.bytes / 2**20:.2f}", f"{m.resident_mib:.0f}",
-             *(number(m.ms[part]) for part in parts))
+             *(number(m.ms.get(part, 0.0)) for part in parts))
             for m in walk.marks
         ]  # fmt: skip
         for after, row in ((EARLY, walk.early_ms), (last.chunk, walk.late_ms)):
-            rows.append((f"{after:,}, in turn", "", "", "", *(number(row[part]) for part in parts)))
+            rows.append(
+                (f"{after:,}, in turn", "", "", "", *(number(row.get(part, 0.0)) for part in parts))
+            )  # what a chunk never asked for
         note = f"{walk.about}. Medians since the row before; the last two rows were taken in turn."
         sections.append((walk.name.capitalize(), time_chart + table(heads, rows), note))
     title = f"{walks[0].marks[-1].chunk:,} chunks"

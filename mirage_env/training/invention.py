@@ -55,7 +55,8 @@ class InventionLossConfig(WorldLossConfig):
     back, or errors would add up from chunk to chunk."""
     returns: float = 0.0
     """Share of batches that walk back over frames of the denoiser's own: it learns to leave remembered cells as they
-    are, whether true or made up. Nothing else counts in them."""
+    are, whether true or made up. Nothing else counts in them. Of a memory that knows cells for certain it has nothing
+    to learn there."""
     critic_width: int = 96
     critic_steps: int = 3
     """Steps of the critic for one of the denoiser's: it is small, and a critic that lags behind teaches nothing."""

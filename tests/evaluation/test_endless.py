@@ -9,7 +9,7 @@ from mirage_env.errors import InvalidValueError
 from mirage_env.evaluation import endless
 from mirage_env.evaluation.memory_bench import Scale
 from mirage_env.geometry.projection import backproject
-from mirage_env.memory import MemoryConfig
+from mirage_env.memory import LatentMemory, MemoryConfig
 
 SCALE = Scale("small", (32, 48), channels=6, stride=8, temporal_stride=1, views=4, keyframes=2)
 BUDGET = 60
@@ -19,7 +19,7 @@ BUDGET = 60
 def alone() -> endless.Endless:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(endless, "ROUNDS", 2)
-        return endless.memory_alone(SCALE, MemoryConfig(max_points=BUDGET), 25, lambda done, total: None)
+        return endless.memory_alone(SCALE, LatentMemory(MemoryConfig(max_points=BUDGET)), 25, lambda done, total: None)
 
 
 def test_the_corridor_goes_on() -> None:
@@ -56,4 +56,4 @@ def test_the_report(alone: endless.Endless, tmp_path) -> None:
 
 def test_too_short_a_walk() -> None:
     with pytest.raises(InvalidValueError, match="chunks must be a whole number of at least 11, got 10"):
-        endless.memory_alone(SCALE, MemoryConfig(max_points=BUDGET), 10, lambda done, total: None)
+        endless.memory_alone(SCALE, LatentMemory(MemoryConfig(max_points=BUDGET)), 10, lambda done, total: None)
