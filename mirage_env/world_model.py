@@ -820,6 +820,8 @@ def _load_released(config: Preset, checkpoint: Path, size: tuple[int, int], devi
     """The parts of a public checkpoint in diffusers' layout, and the adapter that makes a Mirage of them."""
     if isinstance(config.perception, PerceptionConfig):
         raise InvalidValueError("a public checkpoint brings no eyes of its own; set perception to depth and masks")
+    if isinstance(config.memory, ResampledMemoryConfig):
+        raise InvalidValueError("no public checkpoint brings weights for memory.kind resampled; set it to latent")
     if config.denoiser.memory_layers and config.adapter is None:
         raise WeightsError(
             f"{checkpoint.name} has not learned to read the memory and the preset names no adapter; set adapter to the "
@@ -843,8 +845,6 @@ def _load_released(config: Preset, checkpoint: Path, size: tuple[int, int], devi
         {} if adapter is None else {"adapter": sha256_of(adapter / "config.json")}
     )
     text = PromptEncoder(checkpoint, device, dtype)
-    if isinstance(config.memory, ResampledMemoryConfig):
-        raise InvalidValueError("no public checkpoint brings weights for memory.kind resampled; set it to latent")
     return WorldModel(config, codec, perception, denoiser, size, device, weights, text=text)
 
 

@@ -25,6 +25,7 @@ BASE = {
     "weights",
     "values",
     "precision",
+    "layers",
 }
 SIBLINGS = {"codec", "perception", "memory", "denoise"}
 WORLD = BASE | SIBLINGS | {"world_model"}
@@ -43,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cameras_io": {"errors"},
     "values": {"errors"},
     "precision": set(),
+    "layers": set(),
     "weights": {"errors", "resources"},
     "contact_sheet": {"errors", "types"},
     "artefacts": {"errors", "resources", "types", "contact_sheet"},

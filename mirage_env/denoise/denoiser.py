@@ -129,7 +129,7 @@ class ChunkCondition:
 
     @property
     def known(self) -> Bool[Tensor, "b n 1 h w"]:
-        """Those, and those that are read of a point beside them."""
+        """The target cells that the memory shows or knows for certain."""
         return self.seen if self.settled is None else self.seen | (self.settled[:, :, :1] > 0)
 
     def with_noise(self, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b f c h w"]) -> ChunkCondition:

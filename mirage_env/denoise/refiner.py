@@ -9,19 +9,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-
-class _Block(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
+from mirage_env.layers import ResidualBlock
 
 
 class WarpRefiner(nn.Module):
@@ -30,7 +19,7 @@ class WarpRefiner(nn.Module):
     def __init__(self, channels: int, extra: int, width: int, blocks: int):
         super().__init__()
         self.stem = nn.Conv2d(channels + extra, width, 3, padding=1)
-        self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.head = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         self.head.bias = nn.Parameter(torch.zeros(channels))

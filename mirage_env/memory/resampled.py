@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
+from mirage_env.layers import ResidualBlock
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState, TokenDtype
 from mirage_env.memory.protocol import ChunkRecord, Encode, MemoryReading
 from mirage_env.precision import fast_autocast
@@ -85,18 +86,6 @@ class View(NamedTuple):
     """The point's row in the memory; -1 where nothing is shown, and for the sky."""
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
-
-
 class Resampler(nn.Module):
     """The token in the middle of each cell, from those around the point that shows it; untrained the point's own."""
 
@@ -113,7 +102,7 @@ class Resampler(nn.Module):
         nn.init.zeros_(mixed.weight)
         nn.init.zeros_(mixed.bias)
         self.stem = nn.Conv2d(c + 5, config.width, 3, padding=1)
-        self.blocks = nn.Sequential(*(_Block(config.width) for _ in range(config.blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.blocks)))
         self.head = nn.Conv2d(config.width, c, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         self.head.bias = nn.Parameter(torch.zeros(c))

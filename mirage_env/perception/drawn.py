@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.projection import backproject, camera_rays, project
-from mirage_env.perception.tiny import LOWEST_M, Block, Perceived, floor_nearness
+from mirage_env.layers import ResidualBlock
+from mirage_env.perception.tiny import LOWEST_M, Perceived, floor_nearness
 from mirage_env.types import SKY_M, Cameras, Readout
 
 FAR_M = 20.0
@@ -76,9 +77,11 @@ class DepthDrawer(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.stem = nn.Conv2d(len(FEATURES) + len(LENGTHS_M), width, 3, padding=1)
-        self.encoder, self.decoder = (nn.Sequential(*(Block(width) for _ in range(config.blocks))) for _ in range(2))
+        self.encoder, self.decoder = (
+            nn.Sequential(*(ResidualBlock(width) for _ in range(config.blocks))) for _ in range(2)
+        )
         self.down, self.up = nn.Conv2d(width, width, 2, 2), nn.Conv2d(width, width, 1)
-        self.middle = nn.Sequential(*(Block(width) for _ in range(config.blocks + 1)))
+        self.middle = nn.Sequential(*(ResidualBlock(width) for _ in range(config.blocks + 1)))
         self.head = nn.Conv2d(width, 1, 3, padding=1)
         nn.init.normal_(self.head.weight, std=0.01)
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.projection import camera_rays
+from mirage_env.layers import ResidualBlock
 from mirage_env.types import Cameras
 
 INPUT_CHANNELS = 8
@@ -81,20 +82,6 @@ class PerceptionConfig:
             raise InvalidValueError(f"widths must be multiples of 8, got {self.widths}")
 
 
-class Block(nn.Module):
-    """Two convolutions beside the way straight on."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
-
-
 class TinyPerception(nn.Module):
     """Implements `Perception`; sides must be multiples of `2 ** len(widths)`."""
 
@@ -107,8 +94,10 @@ class TinyPerception(nn.Module):
         self.stem = nn.Conv2d(4 * INPUT_CHANNELS, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
-        self.encoder = nn.ModuleList(nn.Sequential(*(Block(w) for _ in range(config.blocks))) for w in widths)
-        self.decoder = nn.ModuleList(nn.Sequential(*(Block(w) for _ in range(config.blocks))) for w in widths[:-1])
+        self.encoder = nn.ModuleList(nn.Sequential(*(ResidualBlock(w) for _ in range(config.blocks))) for w in widths)
+        self.decoder = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(w) for _ in range(config.blocks))) for w in widths[:-1]
+        )
         self.head = nn.Conv2d(widths[0], 4 * (3 + config.doubt), 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)

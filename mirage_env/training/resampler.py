@@ -15,7 +15,7 @@ from mirage_env.precision import fast_autocast
 from mirage_env.training.chunks import draw_chunks, past_of
 from mirage_env.training.clips import ClipStore
 from mirage_env.training.loop import Stage
-from mirage_env.training.world import SimulatorClips, WorldLossConfig, pixel_metric
+from mirage_env.training.world import WorldLossConfig, pixel_error, pixel_metric, simulator_clips
 from mirage_env.weights import save_weights
 
 Batch = tuple[View, Float[Tensor, "V c h w"]]
@@ -41,11 +41,7 @@ class ResamplerStage(Stage):
         self.memory, self.loss, self.held_out, self.device = memory, loss, held_out, device
         self.model = memory.resampler.to(device)
         self.codec_hash = codec_hash
-        self.sources = [
-            SimulatorClips(store, loss, codec_hash, perception_hash, None, stride)
-            for store in stores
-            for stride in loss.strides
-        ]
+        self.sources = simulator_clips(stores, loss, codec_hash, perception_hash, None)
         self.metric = pixel_metric(codec, torch.from_numpy(np.array(stores[0].array("rgb")[:8, 0]))).to(device)
 
     def batch(self, generator: torch.Generator) -> Batch:
@@ -91,7 +87,5 @@ class ResamplerStage(Stage):
 
     def _error(self, read: Tensor, view: View, truth: Tensor) -> Tensor:
         """Mean of e^T G e over the cells that are shown; see `pixel_metric`."""
-        with torch.autocast(torch.device(self.device).type, enabled=False):  # rounded, G has negative directions
-            error = read.float() - truth
-            square = torch.einsum("vchw,cd,vdhw->vhw", error, self.metric, error)
-            return (square * view.shown).sum() / view.shown.sum().clamp_min(1)
+        error = pixel_error(read - truth, self.metric) * view.shown
+        return error.sum() / view.shown.sum().clamp_min(1)

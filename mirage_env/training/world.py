@@ -94,6 +94,17 @@ class SimulatorClips:
         )
 
 
+def simulator_clips(
+    stores: Sequence[ClipStore], loss: WorldLossConfig, codec_hash: str, perception_hash: str, walked_by: str | None
+) -> list[SimulatorClips]:
+    """Every store once for each of the strides."""
+    return [
+        SimulatorClips(store, loss, codec_hash, perception_hash, walked_by, stride)
+        for store in stores
+        for stride in loss.strides
+    ]
+
+
 class WorldStage(ChunkStage):
     """Trains on all clips of the stores but the last `held_out` of each, which validate."""
 
@@ -121,11 +132,7 @@ class WorldStage(ChunkStage):
         The paper's stages: "backbone" stands for its pretrained one, which knows no memory and no camera; "branch"
         trains a branch that begins as copies of the frozen backbone's blocks, and the refiner; "lora" fresh LoRA with
         both. What is exported has LoRA merged into the weights that it changes."""
-        sources = [
-            SimulatorClips(store, loss, codec_hash, perception_hash, walked_by, stride)
-            for store in stores
-            for stride in loss.strides
-        ]
+        sources = simulator_clips(stores, loss, codec_hash, perception_hash, walked_by)
         given: Memory = make_memory(memory, codec.encode) if isinstance(memory, AnyMemoryConfig) else memory
         super().__init__(start or Denoiser(config), loss, given, sources, held_out, device)
         self.name, self.stores = name, stores
@@ -173,7 +180,7 @@ class WorldStage(ChunkStage):
 
     def weighed(self, error: Float[Tensor, "b n c h w"]) -> Float[Tensor, " b"]:
         """Mean square error as pixels will show it: e^T G e over the channels of a cell, see `pixel_metric`."""
-        return torch.einsum("bnchw,cd,bndhw->bnhw", error, self.metric, error).flatten(1).mean(1)
+        return pixel_error(error, self.metric).flatten(1).mean(1)
 
     def validate(self) -> dict[str, float]:
         """PSNR in dB of 8-frame chunks that follow a clip's first frame, decoded, against the true pictures."""
@@ -234,6 +241,13 @@ def merged_lora(denoiser: Denoiser) -> Denoiser:
     plain.transformer.fuse_lora()
     plain.transformer.unload_lora()
     return plain
+
+
+def pixel_error(error: Float[Tensor, "*b c h w"], metric: Float[Tensor, "c c"]) -> Float[Tensor, "*b h w"]:
+    """e^T G e of every cell, in full precision: rounded to bfloat16, G has directions in which it is negative."""
+    with torch.autocast(error.device.type, enabled=False):
+        error = error.float()
+        return torch.einsum("...chw,cd,...dhw->...hw", error, metric, error)
 
 
 @torch.no_grad()
