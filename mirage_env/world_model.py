@@ -458,8 +458,9 @@ class WorldModel:
         readout = reading.grid or Readout.blank(views, self.channels)
         shown = readout[len(past) :]
         condition = self._condition(state, grid[stride - 1 :: stride], readout, reading)
+        remembered = condition.known[0, :, 0]
         enough = None if kept or condition.settled is None else self.preset.known_enough
-        known_enough = enough is not None and float(condition.known.float().mean()) >= enough
+        known_enough = enough is not None and float(remembered.float().mean()) >= enough
         latents = yield Ask("refine" if known_enough else "denoise", (initial, condition))
         rgb = (yield Ask("decode" if kept else "sketch", (latents, state.history.latents[-1:][None])))[0]
         latents = latents[0].float()
@@ -469,7 +470,7 @@ class WorldModel:
         scale = align_log_scale(seen.depth_m, ~(seen.sky | seen.dynamic), shown.depth_m)
         seen = replace(seen, depth_m=seen.depth_m * float(np.exp(scale)))
         moved = (latents - condition.base[0]).abs().mean(1)
-        known = shown.visible | condition.known[0, :, 0].repeat_interleave(stride, 0)
+        known = shown.visible | remembered.repeat_interleave(stride, 0)
         return _Made(latents, rgb, seen, shown, known, moved), reading.grid is not None
 
     def _written(

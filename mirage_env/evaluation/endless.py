@@ -103,6 +103,7 @@ def memory_alone(scale: Scale, memory: Memory, chunks: int, report: Callable[[in
     timed = Watched(memory, clock)
     draw = torch.Generator().manual_seed(0)
     nothing = torch.zeros(1, *scale.size, dtype=torch.bool)
+    black, still = torch.zeros(1, *scale.size, 3, dtype=torch.uint8), torch.zeros(1, 6)  # some memories ask for them
 
     def chunk(state: Any, index: int) -> Any:
         cameras = onward(scale.views, index, scale.size)
@@ -112,12 +113,13 @@ def memory_alone(scale: Scale, memory: Memory, chunks: int, report: Callable[[in
         for key in range(scale.views // scale.keyframes - 1, scale.views, scale.views // scale.keyframes):
             seen = cameras[key : key + 1]
             latents = torch.randn(1, scale.channels, *scale.grid, generator=draw)
-            state = timed.write(state, ChunkRecord(latents, corridor_depth(seen), nothing, nothing, seen))
+            state = timed.write(state, ChunkRecord(latents, corridor_depth(seen), nothing, nothing, seen, black, still))
         return state
 
+    budget = getattr(memory.config, "max_points", None)
     about = (
         f"{scale.views} views of {scale.grid[0]} x {scale.grid[1]} x {scale.channels} read and {scale.keyframes} "
-        f"keyframes written a chunk, at most {memory.config.max_points:,} points"
+        f"keyframes written a chunk, {'no budget' if budget is None else f'at most {budget:,} points'}"
     )
     start = memory.empty(scale.channels)
     return _walk("memory alone", about, start, chunk, lambda state: state, clock, chunks, report)
@@ -218,9 +220,8 @@ def write_report(folder: Path, walks: Sequence[Endless]) -> tuple[Path, Path]:
             for m in walk.marks
         ]  # fmt: skip
         for after, row in ((EARLY, walk.early_ms), (last.chunk, walk.late_ms)):
-            rows.append(
-                (f"{after:,}, in turn", "", "", "", *(number(row.get(part, 0.0)) for part in parts))
-            )  # what a chunk never asked for
+            times = (number(row.get(part, 0.0)) for part in parts)  # 0: such a chunk never asked for it
+            rows.append((f"{after:,}, in turn", "", "", "", *times))
         note = f"{walk.about}. Medians since the row before; the last two rows were taken in turn."
         sections.append((walk.name.capitalize(), time_chart + table(heads, rows), note))
     title = f"{walks[0].marks[-1].chunk:,} chunks"

@@ -10,6 +10,7 @@ from mirage_env.evaluation import endless
 from mirage_env.evaluation.memory_bench import Scale
 from mirage_env.geometry.projection import backproject
 from mirage_env.memory import LatentMemory, MemoryConfig
+from mirage_env.memory.rgb import RgbMemory, RgbMemoryConfig
 
 SCALE = Scale("small", (32, 48), channels=6, stride=8, temporal_stride=1, views=4, keyframes=2)
 BUDGET = 60
@@ -52,6 +53,12 @@ def test_the_report(alone: endless.Endless, tmp_path) -> None:
     numbers, text = endless.write_report(tmp_path, [alone])
     assert json.loads(numbers.read_text())["walks"][0]["marks"][2]["points"] == BUDGET
     assert f"{alone.ratio:.2f}x" in text.read_text() and "25 chunks" in text.read_text()
+
+
+def test_any_memory_is_walked_and_one_without_a_budget_says_so() -> None:
+    colours = RgbMemory(RgbMemoryConfig(max_points=None), lambda images: torch.zeros(len(images), SCALE.channels, 4, 6))
+    walk = endless.memory_alone(SCALE, colours, 11, lambda done, total: None)
+    assert walk.about.endswith("keyframes written a chunk, no budget") and walk.marks[-1].points > BUDGET
 
 
 def test_too_short_a_walk() -> None:
