@@ -50,20 +50,40 @@ def straddles_edge(
     Inverse depth is affine in the picture on any plane, so a plane is fitted to it and what is left is judged: a jump
     is a range of residuals above `step` times the mean. A floor at a grazing angle is none, however deep its cell.
     """
+    return _fitted(depth_m, valid, grid, step)[1]
+
+
+def plane_slopes(
+    depth_m: Float[Tensor, "T H W"], valid: Bool[Tensor, "T H W"], grid: tuple[int, int], step: float = 0.1
+) -> Float[Tensor, "T 2 h w"]:
+    """By what share of itself inverse depth grows over a cell, to the right and down; 0 in cells that straddle an
+    edge."""
+    fit, edge = _fitted(depth_m, valid, grid, step)
+    return torch.where(edge[:, None], 0.0, (fit[..., 1:] / fit[..., :1]).flip(3).movedim(3, 1))
+
+
+def _fitted(
+    depth_m: Tensor, valid: Tensor, grid: tuple[int, int], step: float
+) -> tuple[Float[Tensor, "T h w 3"], Bool[Tensor, "T h w"]]:
+    """The plane of every cell's inverse depth (its mean, its growth over the cell downwards and to the right), and
+    which cells are none."""
     usable = _usable(depth_m, valid)
     inverse = _cells(torch.where(usable, depth_m, 1.0).reciprocal(), grid)
-    plane = _plane(inverse.shape[3], inverse.shape[4], inverse.device)
+    plane, spans = _plane(inverse.shape[3], inverse.shape[4], inverse.device)
     inverse = inverse.flatten(3)
-    residual = inverse - inverse @ plane @ plane.T
+    fit = inverse @ plane
+    residual = inverse - fit @ plane.T
     jump = residual.amax(3) - residual.amin(3) > step * inverse.mean(3)
-    return jump | ~_cells(usable, grid).flatten(3).all(3)
+    return fit * spans, jump | ~_cells(usable, grid).flatten(3).all(3)
 
 
-def _plane(height: int, width: int, device: torch.device) -> Float[Tensor, "p 3"]:
-    """An orthonormal basis of the affine functions on a cell's pixels, row by row."""
+def _plane(height: int, width: int, device: torch.device) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "3"]]:
+    """An orthonormal basis of the affine functions on a cell's pixels, row by row, and how much each grows over it
+    (the first: how large it is)."""
     y, x = (torch.arange(n, device=device) - (n - 1) / 2 for n in (height, width))
     basis = torch.cat([torch.ones(height * width, 1, device=device), torch.cartesian_prod(y, x)], 1)
-    return basis / basis.norm(dim=0).clamp_min(1e-6)
+    norms = basis.norm(dim=0).clamp_min(1e-6)
+    return basis / norms, torch.tensor([1.0, height, width], device=device) / norms
 
 
 def _usable(depth_m: Tensor, valid: Tensor) -> Tensor:

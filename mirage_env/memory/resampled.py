@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.projection import camera_rays
 from mirage_env.layers import ResidualBlock
+from mirage_env.memory.depth_grid import plane_slopes
 from mirage_env.memory.latent import LatentMemory, MemoryConfig, MemoryState, TokenDtype
 from mirage_env.memory.protocol import ChunkRecord, Encode, MemoryReading
 from mirage_env.precision import fast_autocast
@@ -34,9 +36,15 @@ from mirage_env.types import SKY_M, Cameras, Readout
 
 AROUND = 9
 """Tokens that a point carries."""
+TANGENTS = 6
+"""Numbers beside them: how its patch lies in the world, see `tangents`."""
+STEEPEST = 0.5
+"""By what share of itself inverse depth may change across a patch; what is steeper is taken for an edge's blur."""
+FLATTEST = 0.05
+"""A patch that appears flatter than this share of its size is taken to face the camera."""
 _WAVES = 3
-_PLACE = 2 + 2 + 1 + 4 * _WAVES
-"""Numbers that tell where a point lies in its cell."""
+_PLACE = 2 + 2 + 4 + 1 + 4 * _WAVES
+"""Numbers that tell where a point lies in its cell, and how its patch does."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,9 @@ class View(NamedTuple):
     shown: Bool[Tensor, "V h w"]
     offset: Float[Tensor, "V 2 h w"]
     """Where the point lies, (x, y) from the middle of the cell, in cells."""
-    scale: Float[Tensor, "V h w"]
-    """How large its patch appears, in cells."""
+    shape: Float[Tensor, "V 2 2 h w"]
+    """How its patch appears: the columns say, in cells, where a step of one cell to the right leads, and one down, of
+    the picture that it was written from."""
     depth_m: Float[Tensor, "V h w"]
     row: Int[Tensor, "V h w"]
     """The point's row in the memory; -1 where nothing is shown, and for the sky."""
@@ -101,7 +110,7 @@ class Resampler(nn.Module):
         nn.init.normal_(self.linear.weight, 0.0, 0.02)
         nn.init.zeros_(mixed.weight)
         nn.init.zeros_(mixed.bias)
-        self.stem = nn.Conv2d(c + 5, config.width, 3, padding=1)
+        self.stem = nn.Conv2d(c + 9, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.blocks)))
         self.head = nn.Conv2d(config.width, c, 3, padding=1)
         nn.init.zeros_(self.head.weight)
@@ -109,20 +118,22 @@ class Resampler(nn.Module):
 
     def forward(self, view: View) -> Float[Tensor, "V c h w"]:
         """Zero where nothing is shown."""
-        around, shown, offset, scale, depth_m, _ = view
+        around, shown, offset, shape, depth_m, _ = view
         nearness = shown / depth_m.clamp_min(0.25)
-        size = scale.clamp_min(1e-2)
-        moved = (-offset / size[:, None]).movedim(1, -1)
-        angles = math.pi * torch.cat([k * moved for k in range(1, 1 + _WAVES)], -1)
-        log_size = size.log()
-        place = torch.cat([moved, offset.movedim(1, -1), log_size[..., None], angles.sin(), angles.cos()], -1)
+        back, det = inverse(shape)
+        moved = -torch.einsum("vijhw,vjhw->vihw", back, offset).clamp(-2.0, 2.0)
+        shape = shape.flatten(1, 2)
+        angles = math.pi * torch.cat([k * moved for k in range(1, 1 + _WAVES)], 1)
+        log_size = 0.5 * det.log()[:, None]
+        place = torch.cat([moved, offset, shape, log_size, angles.sin(), angles.cos()], 1).movedim(1, -1)
         maps = self.linear(around.movedim(1, -1).contiguous()).unflatten(-1, (self.maps, self.channels))
         read = (self.mix(place)[..., None, :] @ maps)[..., 0, :].movedim(-1, 1) + around[:, : self.channels]
         read = read * shown[:, None]
-        told = torch.stack([shown.float(), *offset.unbind(1), log_size * shown, nearness], 1)
+        told = torch.cat([shown[:, None].float(), offset, shape, log_size * shown[:, None], nearness[:, None]], 1)
         x = torch.cat([read, told], 1).contiguous(memory_format=torch.channels_last)
         own, read = around[:, : self.channels], read + self.head(self.blocks(self.stem(x)))
-        away = torch.cat([moved, log_size[..., None]], -1).norm(dim=-1) / self.trust
+        unmoved = shape - shape.new_tensor([1.0, 0.0, 0.0, 1.0])[:, None, None]
+        away = torch.cat([moved, unmoved], 1).norm(dim=1) / self.trust
         return own.lerp(read.to(own.dtype), away.clamp(max=1.0)[:, None].to(own.dtype)) * shown[:, None]
 
 
@@ -144,11 +155,12 @@ class ResampledMemory(nn.Module):
             raise InvalidValueError(
                 f"this memory reads latents of {self.config.channels} channels, got {channels}; set memory.channels"
             )
-        return self.points.empty(AROUND * channels, device)
+        return self.points.empty(AROUND * channels + TANGENTS, device)
 
     def write(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
         """The memory after T keyframes; see `LatentMemory.write`."""
-        return self.points.write(state, replace(record, latents=with_neighbours(record.latents)))
+        carried = torch.cat([with_neighbours(record.latents), tangents(record).to(record.latents)], 1)
+        return self.points.write(state, replace(record, latents=carried))
 
     def read(self, state: MemoryState, cameras: Cameras) -> MemoryReading:
         """What the memory shows to the cameras: points as they lie, and what is read of them for every cell."""
@@ -172,19 +184,20 @@ class ResampledMemory(nn.Module):
 
     def view(self, state: MemoryState, cameras: Cameras, grid: Readout) -> View:
         """What the network is told, where `grid` is what the points show to the cameras."""
-        scale = _apparent(state, cameras, grid)
-        cell, shown, offset = nearest(grid, scale, self.config.reach)
+        shape = _apparent(state, cameras, grid)
+        cell, shown, offset = nearest(grid, shape, self.config.reach)
 
         def there(values: Tensor) -> Tensor:
             """Of the point that shows each cell."""
             flat = values.flatten(-2)
             index = cell.flatten(1)
-            index = index[:, None].expand(*flat.shape[:2], -1) if flat.dim() == 3 else index
-            return flat.gather(-1, index).view_as(values)
+            for _ in range(flat.dim() - index.dim()):
+                index = index[:, None]
+            return flat.gather(-1, index.expand(*flat.shape[:-1], -1)).view_as(values)
 
-        around = there(grid.tokens) * shown[:, None]
+        around = there(grid.tokens[:, :-TANGENTS]) * shown[:, None]
         row = torch.where(shown, there(grid.index), -1)
-        return View(around, shown, offset, there(scale) * shown, there(grid.depth_m) * shown, row)
+        return View(around, shown, offset, there(shape), there(grid.depth_m) * shown, row)
 
 
 def with_neighbours(latents: Float[Tensor, "T c h w"]) -> Float[Tensor, "T a h w"]:
@@ -196,36 +209,73 @@ def with_neighbours(latents: Float[Tensor, "T c h w"]) -> Float[Tensor, "T a h w
     return parts.movedim(2, 1)[:, order].flatten(1, 2)
 
 
+def tangents(record: ChunkRecord) -> Float[Tensor, "T 6 h w"]:
+    """How the patch of every cell lies in the world: where a step of one cell to the right leads, and one down, in
+    patches (z-depth over focal length) along the world's axes.
+
+    Inverse depth is affine in the picture on any plane, so that a point z r of ray r moves by z (dr - s r), where s is
+    the share by which inverse depth grows over the step. Edges of depth and the sky face the camera.
+    """
+    h, w = record.latents.shape[2:]
+    cameras = record.cameras.resized((h, w))
+    rays, focal = camera_rays(cameras).movedim(3, 1), _focal(cameras)
+    slopes = plane_slopes(record.depth_m, record.static, (h, w)).clamp(-STEEPEST, STEEPEST)
+    steps = torch.zeros(len(rays), 2, 3, h, w, device=rays.device)
+    for axis in (0, 1):
+        steps[:, axis, axis] = 1.0 / cameras.intrinsics_px[:, axis, axis, None, None]
+    steps = (steps - slopes[:, :, None] * rays[:, None]) * focal[:, None, None, None, None]
+    return torch.einsum("tij,tkjhw->tkihw", cameras.world_from_camera[:, :3, :3], steps).flatten(1, 2)
+
+
 def nearest(
-    grid: Readout, scale: Float[Tensor, "V h w"], reach: float
+    grid: Readout, shape: Float[Tensor, "V 2 2 h w"], reach: float
 ) -> tuple[Int64[Tensor, "V h w"], Bool[Tensor, "V h w"], Float[Tensor, "V 2 h w"]]:
     """For every cell: of which cell's point it is read, whether of any, and where that point lies from its middle.
 
     Its own cell's, or, where that is empty, that of the eight around it whose patch reaches it best.
     """
     v, h, w = grid.visible.shape
-    steps = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)], device=scale.device)
-    values = torch.cat([grid.visible[:, None].float(), grid.offset, scale[:, None]], 1)
-    there, x, y, size = F.unfold(F.pad(values, (1, 1, 1, 1)), 3).view(v, 4, AROUND, h, w).unbind(1)
-    x, y = x + steps[:, 0, None, None], y + steps[:, 1, None, None]
-    far = torch.maximum(x.abs(), y.abs()) / size.clamp_min(1e-2)
+    steps = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)], device=shape.device)
+    values = torch.cat([grid.visible[:, None].float(), grid.offset, inverse(shape)[0].flatten(1, 2)], 1)
+    around = F.unfold(F.pad(values, (1, 1, 1, 1)), 3).view(v, 7, AROUND, h, w)
+    there, places = around[:, 0], around[:, 1:3] + steps.T[:, :, None, None]
+    far = torch.einsum("vijnhw,vjnhw->vinhw", around[:, 3:].unflatten(1, (2, 2)), places).abs().amax(1)
     far = torch.where((there > 0) & (far <= reach), far, math.inf)
     own = AROUND // 2
     far[:, own] = torch.where(grid.visible, -1.0, math.inf)
     least, chosen = far.min(1)
     shown = least < math.inf
     chosen = torch.where(shown, chosen, own)
-    rows = torch.arange(h, device=scale.device)[:, None] + steps[chosen, 1]
-    columns = torch.arange(w, device=scale.device) + steps[chosen, 0]
-    offset = torch.cat([x.gather(1, chosen[:, None]), y.gather(1, chosen[:, None])], 1) * shown[:, None]
+    rows = torch.arange(h, device=shape.device)[:, None] + steps[chosen, 1]
+    columns = torch.arange(w, device=shape.device) + steps[chosen, 0]
+    offset = places.gather(2, chosen[:, None, None].expand(-1, 2, -1, -1, -1))[:, :, 0] * shown[:, None]
     return rows * w + columns, shown, offset
 
 
-def _apparent(state: MemoryState, cameras: Cameras, grid: Readout) -> Float[Tensor, "V h w"]:
-    """How large the patch of each cell's point appears, in cells; the sky's, which has no size, 1."""
-    focal = (cameras.intrinsics_px[:, 0, 0] * cameras.intrinsics_px[:, 1, 1]).sqrt()[:, None, None]
+def inverse(shape: Float[Tensor, "V 2 2 h w"]) -> tuple[Float[Tensor, "V 2 2 h w"], Float[Tensor, "V h w"]]:
+    """Of two by two numbers a cell, and their determinant."""
+    (a, b), (c, d) = (row.unbind(1) for row in shape.unbind(1))
+    det = a * d - b * c
+    return torch.stack([torch.stack([d, -b], 1), torch.stack([-c, a], 1)], 1) / det[:, None, None], det
+
+
+def _apparent(state: MemoryState, cameras: Cameras, grid: Readout) -> Float[Tensor, "V 2 2 h w"]:
+    """How the patch of each cell's point appears, see `View.shape`; the identity where nothing is shown."""
+    focal, k = _focal(cameras)[:, None, None], cameras.intrinsics_px
     surface = grid.visible & (grid.index >= 0) & (grid.depth_m < SKY_M)
     footprint = state.footprint_m.new_ones(grid.index.shape)
     if len(state):
         footprint = state.footprint_m[grid.index.clamp_min(0).long()]
-    return torch.where(surface, footprint * focal / grid.depth_m.clamp_min(1e-3), grid.visible.float())
+    size = torch.where(surface, footprint * focal / grid.depth_m.clamp_min(1e-3), 1.0)[:, None, None].clamp_min(1e-2)
+    scales = torch.stack([k[:, 0, 0], k[:, 1, 1]], 1)[..., None, None]
+    places = camera_rays(cameras).movedim(3, 1)[:, :2] + grid.offset / scales
+    steps = grid.tokens[:, -TANGENTS:].float().unflatten(1, (2, 3))
+    steps = torch.einsum("vij,vkihw->vjkhw", cameras.world_from_camera[:, :3, :3], steps)
+    shape = (steps[:, :2] - steps[:, 2:] * places[:, :, None]) * (scales[:, :, None] / focal[:, None, None]) * size
+    facing = size * torch.eye(2, device=size.device)[:, :, None, None]
+    det = inverse(shape)[1][:, None, None]
+    return torch.where(grid.visible[:, None, None] & (det > FLATTEST * size.square()), shape, facing)
+
+
+def _focal(cameras: Cameras) -> Float[Tensor, " V"]:
+    return (cameras.intrinsics_px[:, 0, 0] * cameras.intrinsics_px[:, 1, 1]).sqrt()

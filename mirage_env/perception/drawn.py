@@ -32,10 +32,6 @@ LENGTHS_M = ((6.0, 16.0), (3.0, 8.0), (3.0, 8.0), (1.5, 4.0), (1.5, 4.0), (0.7, 
 WAVES = 8
 FEATURES = ("perceived", "doubt", "memory", "shown", "unseen", "floor", "ray_x", "ray_y", "down")
 """Channels beside the noise: ln metres, ln, ln metres, 0 or 1 twice, ln metres, and the viewing ray with its slope."""
-NEARER = 0.1
-"""By so much (ln metres) a world draws nearer than its network. Whoever walks goes where draws are far, and a memory
-keeps them: with all as learned a scripted explorer makes 1.3 times as much known as in true scenes. Chosen on pictures
-of training scenes, by that explorer and by turning on the spot."""
 FLOOR = 0.25
 """What is drawn lower than this share of the eyes' height is floor. A floor that is drawn nearer is a low obstacle, of
 which dreams had twelve times as many as true scenes."""
@@ -245,9 +241,9 @@ def _standing(
     """What was made up, made into what places consist of: a level floor, things that stand upright on it, and windows.
 
     In every column the cells `made` above the floor share the median of their distances, unless theirs is far from it,
-    as behind a window or before a wall; a slope between two of them would stop whoever walks. What stands in `cells`,
-    drawn just now, is `NEARER`. What is `OUTSIDE_M` away there is as far as can be, and beneath it there is a sill, as
-    far away as what stands beside it.
+    as behind a window or before a wall; a slope between two of them would stop whoever walks. What is `OUTSIDE_M`
+    away in `cells`, drawn just now, is as far as can be, and beneath it there is a sill, as far away as what stands
+    beside it.
     """
     floor = torch.where(told["floor"] < math.log(FAR_M), told["floor"], torch.inf)
     nearly = floor + math.log(1.0 - FLOOR)
@@ -256,7 +252,7 @@ def _standing(
     away = torch.where(above, log_depth + level, torch.nan).nanmedian(1, keepdim=True).values - level
     near = torch.where(cells, SURFACE, KEPT)
     thing = torch.where(above & ((away - log_depth).abs() < near), away, log_depth)
-    stands, thing = thing < nearly, torch.where(cells, thing - NEARER, thing)
+    stands = thing < nearly
     beyond = cells & stands & (thing + level > math.log(OUTSIDE_M))
     window = beyond.any(1, keepdim=True)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirage_env.errors import InvalidValueError, UnknownNameError
-from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, straddles_edge
+from mirage_env.memory.depth_grid import DepthDownsample, depth_to_grid, plane_slopes, straddles_edge
 
 METHODS: tuple[DepthDownsample, ...] = ("bilinear", "nearest", "area", "median")
 
@@ -107,3 +107,15 @@ def test_unknown_method() -> None:
     depth = torch.ones(1, 4, 4)
     with pytest.raises(UnknownNameError, match=r'unknown depth_downsample "bilinar"; .* did you mean "bilinear"'):
         depth_to_grid(depth, everywhere(depth), (2, 2), "bilinar")  # type: ignore[arg-type]
+
+
+def test_slopes_of_planes_are_those_of_inverse_depth() -> None:
+    """Inverse depth 1 + 0.02 u - 0.01 v a pixel: over cells of 8 x 4 pixels 0.16 to the right and -0.04 down, as shares
+    of what it is in their middles."""
+    v, u = torch.meshgrid(torch.arange(12) + 0.5, torch.arange(32) + 0.5, indexing="ij")
+    depth = (1.0 / (1.0 + 0.02 * u - 0.01 * v))[None]
+    depth[0, :4, :8] *= 1.0 + 0.5 * (u[:4, :8] > 4)  # an edge in the first cell
+    middle = 1.0 + 0.02 * (torch.arange(4) * 8 + 4)[None] - 0.01 * (torch.arange(3) * 4 + 2)[:, None]
+    expected = torch.stack([0.16 / middle, -0.04 / middle])
+    expected[:, 0, 0] = 0.0
+    torch.testing.assert_close(plane_slopes(depth, everywhere(depth), (3, 4))[0], expected, atol=1e-5, rtol=1e-4)

@@ -8,9 +8,18 @@ from torch import Tensor
 
 from mirage_env.errors import InvalidValueError
 from mirage_env.geometry.poses import intrinsics_from_fov
+from mirage_env.geometry.projection import camera_rays
 from mirage_env.memory import ChunkRecord, make_memory
 from mirage_env.memory.latent import LatentMemory, MemoryState
-from mirage_env.memory.resampled import AROUND, ResampledMemory, ResampledMemoryConfig, nearest, with_neighbours
+from mirage_env.memory.resampled import (
+    AROUND,
+    ResampledMemory,
+    ResampledMemoryConfig,
+    inverse,
+    nearest,
+    tangents,
+    with_neighbours,
+)
 from mirage_env.types import Cameras, Readout
 
 PIXELS, GRID, C = (32, 48), (4, 6), 5
@@ -100,12 +109,82 @@ def test_a_patch_that_does_not_reach_shows_nothing() -> None:
     offset = torch.zeros(1, 2, 3, 5)
     offset[0, :, 1, 1] = torch.tensor([0.4, 0.0])  # nearer to the cell on its right
     for scale, expected in ((0.5, [1]), (1.0, [1, 2]), (2.0, [0, 1, 2])):
-        cell, shown, place = nearest(a_grid(visible, offset), torch.full((1, 3, 5), scale), reach=1.0)
+        shape = scale * torch.eye(2)[None, :, :, None, None].expand(1, 2, 2, 3, 5)
+        cell, shown, place = nearest(a_grid(visible, offset), shape, reach=1.0)
         assert shown[0, 1].nonzero()[:, 0].tolist() == expected
         assert bool((cell[shown] == 6).all())  # of the middle row's second
         torch.testing.assert_close(place[0, :, 1, 1], torch.tensor([0.4, 0.0]))
     torch.testing.assert_close(place[0, :, 1, 2], torch.tensor([-0.6, 0.0]))
     assert not bool(place[:, :, ~shown[0]].any())
+
+
+def test_a_flat_patch_reaches_farther_along_than_across() -> None:
+    visible = torch.zeros(1, 5, 5, dtype=torch.bool)
+    visible[0, 2, 2] = True
+    shape = torch.tensor([[2.0, 0.0], [0.0, 0.5]])[None, :, :, None, None].expand(1, 2, 2, 5, 5)
+    _, shown, _ = nearest(a_grid(visible, torch.zeros(1, 2, 5, 5)), shape, reach=1.0)
+    assert shown[0].nonzero().tolist() == [[2, 1], [2, 2], [2, 3]]
+
+
+def turned(yaw: float, pitch: float, roll: float, place: tuple[float, float, float]) -> Cameras:
+    rotation = torch.eye(3)
+    for angle, i, j in ((yaw, 2, 0), (pitch, 1, 2), (roll, 0, 1)):
+        step = torch.eye(3)
+        step[i, i] = step[j, j] = math.cos(angle)
+        step[i, j], step[j, i] = -math.sin(angle), math.sin(angle)
+        rotation = rotation @ step
+    pose = torch.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation, torch.tensor(place)
+    pixels = (128, 192)
+    return Cameras(pose[None], intrinsics_from_fov(math.pi / 2, pixels)[None], pixels)
+
+
+def where_rays_meet(cameras: Cameras, normal: Tensor, away: float) -> tuple[Tensor, Tensor]:
+    """z-depth (H, W) of the plane normal . X = away, 0 where it is not met, and the points (H, W, 3)."""
+    pose = cameras.world_from_camera[0]
+    rays = camera_rays(cameras)[0] @ pose[:3, :3].T
+    depth = (away - normal @ pose[:3, 3]) / (rays @ normal)
+    return torch.where((depth > 0) & (depth < 30), depth, 0.0), pose[:3, 3] + depth[..., None] * rays
+
+
+FLOOR, WALL = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.8, 0.0, 0.6])
+
+
+@pytest.mark.parametrize(("normal", "away"), [(FLOOR, 1.5), (WALL, 3.0)])
+@pytest.mark.parametrize("view", [turned(0.2, 0.0, 0.0, (0.3, 0.0, 0.6)), turned(-0.3, 0.1, 0.15, (-0.4, 0.2, 0.2))])
+def test_a_plane_is_read_where_it_was_seen(normal: Tensor, away: float, view: Cameras) -> None:
+    """Tokens that say where in the picture they come from, on a slanted plane: by the place of the nearest point and
+    the shape of its patch the middle of every cell is found there, though the patch is seen at another angle."""
+    first, grid = turned(0.0, 0.0, 0.0, (0.0, 0.0, 0.0)), (16, 24)
+    places = torch.stack(torch.meshgrid(torch.arange(24.0), torch.arange(16.0), indexing="xy"))[None] + 0.5
+    none = torch.zeros(1, *first.size, dtype=torch.bool)
+    memory = ResampledMemory(ResampledMemoryConfig(channels=2, token_dtype="float32"))
+    depth = where_rays_meet(first, normal, away)[0][None]
+    state = memory.write(memory.empty(2), ChunkRecord(places, depth, none, none, first))
+    cameras = view.resized(grid)
+    plain = memory.points.read(state, cameras).grid
+    assert plain is not None
+    seen = memory.view(state, cameras, plain)
+    found = seen.around[:, :2] - torch.einsum("vijhw,vjhw->vihw", inverse(seen.shape)[0], seen.offset)
+    k = first.resized(grid).intrinsics_px[0]
+    truth = where_rays_meet(cameras, normal, away)[1] @ k.T
+    wrong = (found[0] - (truth[..., :2] / truth[..., 2:]).permute(2, 0, 1)).abs().amax(0)[seen.shown[0]]
+    assert len(wrong) > 60
+    assert float(wrong.median()) < 0.02 and float(wrong.quantile(0.9)) < 0.1
+
+
+def test_patches_without_a_slant_face_the_camera() -> None:
+    """The sky, and cells that straddle an edge: steps of one patch along the camera's own axes."""
+    view = turned(0.4, 0.0, 0.0, (0.0, 0.0, 0.0))
+    depth = torch.full((1, *view.size), 4.0)
+    depth[..., 100:] = 8.0  # inside a cell
+    sky = torch.zeros(1, *view.size, dtype=torch.bool)
+    sky[:, :8] = True
+    seen = ChunkRecord(torch.zeros(1, 1, 16, 24), depth, sky, torch.zeros_like(sky), view)
+    steps = tangents(seen).unflatten(1, (2, 3))
+    right, down = view.world_from_camera[0, :3, 0], view.world_from_camera[0, :3, 1]
+    for row, column in ((0, 3), (5, 12), (9, 2)):
+        torch.testing.assert_close(steps[0, :, :, row, column], torch.stack([right, down]))
 
 
 def test_company_changes_no_bit() -> None:

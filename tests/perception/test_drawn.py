@@ -14,7 +14,6 @@ from mirage_env.perception.drawn import (
     FAR_M,
     FEATURES,
     LENGTHS_M,
-    NEARER,
     SILL_M,
     WALL_M,
     DepthDrawer,
@@ -93,7 +92,7 @@ def test_draws_change_their_cells_alone_and_are_surfaces_that_stand_still() -> N
     everywhere = torch.ones(1, SIDE, SIDE, dtype=torch.bool)
     before = replace(wall(1), sky=everywhere, dynamic=everywhere)
     shown = torch.where(cells, 0.0, 2.0)
-    farther = torch.full((1, CELLS, CELLS), math.log(1.5) + NEARER)
+    farther = torch.full((1, CELLS, CELLS), math.log(1.5))
     found = draw(before, shown, farther)
     above = slice(None, SIDE // 2)
     assert found.depth_m[..., :32].eq(2.0).all() and found.depth_m[:, above, 32:].allclose(torch.tensor(3.0))
@@ -126,7 +125,7 @@ def test_drawn_things_stand_upright() -> None:
     ).log()  # from the 5th on the floor is 9.6 to 1.4 away
     off = column[:, None] - told["perceived"]
     found = of_cells(draw(wall(1), nothing, off).depth_m[0])
-    standing = torch.tensor([1.5, 4.0, 4.0, 4.0, 4.0, 0.0, 0.5, 0.0]) * math.exp(-NEARER)
+    standing = torch.tensor([1.5, 4.0, 4.0, 4.0, 4.0, 0.0, 0.5, 0.0])
     standing[[5, 7]] = told["floor"][0, [5, 7], 0].exp()  # where the floor comes before the wall
     torch.testing.assert_close(found, standing[:, None].expand(-1, CELLS))
 
