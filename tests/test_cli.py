@@ -157,6 +157,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
         "invention",
         "sight",
         "drawer",
+        "dreams",
     )
     for name in stages:
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
@@ -169,7 +170,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
         "error",
         "own_error",
     }  # nobody wrote it anew
-    made_last = {"denoiser": "invention", "perception": "sight", "drawer": "drawer"}
+    made_last = {"denoiser": "invention", "perception": "sight", "drawer": "dreams"}
     made_last |= {part: part for part in ("memory", "tiny_decoder")}
     trained = {part: sha256_of(tmp_path / f"{stage}.safetensors") for part, stage in made_last.items()}
     env = gym.make("mirage_env:Mirage-v0", size=(64, 64), device="cpu", weights=tmp_path)
@@ -190,7 +191,7 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
     [
         (
             ["codex"],
-            'unknown training stage "codex"; known are all, codec, denoiser, drawer, finetune, glimpses, invention',
+            'unknown training stage "codex"; known are all, asked, codec, denoiser, drawer, dreams, finetune',
         ),
         (
             ["--recipe", "mirage-tny"],

@@ -3,11 +3,16 @@
 Two draws a picture, one truth, and the energy score (Gneiting and Raftery 2007, eq. 21): mean distance of the draws
 from the truth less half of their distance from one another. It is least in expectation where draws are distributed as
 the truth is; nothing has to be told from anything, as with a critic, and nothing collapses.
+
+First beside memories of true places, then also beside its own draws: what a world asks of it is mostly what goes on
+from there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +23,13 @@ from torch.nn import functional as F
 
 from mirage_env.contact_sheet import colour_depth
 from mirage_env.errors import InvalidValueError
+from mirage_env.geometry.projection import backproject
 from mirage_env.memory import ChunkRecord
 from mirage_env.memory.depth_grid import depth_to_grid
 from mirage_env.perception.drawn import FAR_M, FEATURES, DepthDrawer, DrawerConfig, draw_features, noise, to_draw
 from mirage_env.precision import fast_autocast
 from mirage_env.training.clips import DYNAMIC, SKY, ClipStore
-from mirage_env.training.latents import Report, glimpse_name, glimpse_stride
+from mirage_env.training.latents import Report, glimpse_name, glimpse_stride, walk_along
 from mirage_env.training.log import rows_of_pictures
 from mirage_env.training.loop import Stage
 from mirage_env.types import Readout
@@ -40,6 +46,10 @@ COLUMNS = len(FEATURES) + 3
 
 def examples_name(perception_hash: str, denoiser_hash: str) -> str:
     return f"unseen-{perception_hash[:12]}-{denoiser_hash[:12]}"
+
+
+def asked_name(drawer_hash: str, denoiser_hash: str) -> str:
+    return f"asked-{drawer_hash[:12]}-{denoiser_hash[:12]}"
 
 
 @torch.inference_mode()
@@ -103,10 +113,62 @@ def _examples(
         seen = model.perception(images, later.to(model.device), shown_m.to(model.device), 0.0)
     seen = moved(seen, torch.device("cpu"))
     features, places = draw_features(seen, to_draw(visible), shown_m, later, 0.0)
-    cells = F.adaptive_avg_pool2d(sky[1:, None].float(), size)[:, 0]
-    truth = depth_to_grid(depth[1:], ~(sky | dynamic)[1:], size).clamp(0.05, FAR_M).log()
-    truth = torch.where(cells > 0.5, float(np.log(FAR_M)), torch.where(cells > 0.01, torch.nan, truth))
-    return torch.cat([features, places, truth[:, None]], 1)
+    return torch.cat([features, places, _truth(depth[1:], sky[1:], dynamic[1:], size)], 1)
+
+
+def _truth(depth: Tensor, sky: Tensor, dynamic: Tensor, size: tuple[int, int]) -> Float[Tensor, "t 1 h w"]:
+    """ln of the true depth of every cell, NaN where it does not count."""
+    cells = F.adaptive_avg_pool2d(sky[:, None].float(), size)[:, 0]
+    truth = depth_to_grid(depth, ~(sky | dynamic), size).clamp(0.05, FAR_M).log()
+    return torch.where(cells > 0.5, math.log(FAR_M), torch.where(cells > 0.01, torch.nan, truth))[:, None]
+
+
+@torch.inference_mode()
+def find_asked(
+    store: ClipStore,
+    model: WorldModel,
+    drawer_hash: str,
+    denoiser_hash: str,
+    count: int,
+    strides: tuple[int, ...],
+    report: Report,
+) -> None:
+    """Adds what the drawer of `model` is asked on walks of its own along the last `count` clips, and the truth there,
+    once for its weights.
+
+    An array like that of `find_unseen`, but the memory is the walk's own, of what was drawn before: beside it a drawer
+    that learned among true places alone takes its own draws for the truth, and every look about leads it further off.
+    One frame at a time, as agents walk; NaN also at frames in which nothing is asked.
+    """
+    name, count = asked_name(drawer_hash, denoiser_hash), min(count, len(store))
+    asked: list[Tensor] = []
+    draw = model.parts["draw"]
+
+    def noted(inputs: Tensor) -> Tensor:
+        asked.append(inputs[:, : len(FEATURES)].float().cpu())
+        return draw(inputs)
+
+    model = model.with_parts(draw=noted)
+
+    def fill(out: np.ndarray) -> None:
+        out[:] = np.nan
+        for row in range(count):
+            clip, moments = len(store) - count + row, np.arange(0, store.config.frames, glimpse_stride(row, strides))
+            depth = torch.from_numpy(store.array("depth")[clip][moments].astype(np.float32))
+            masks = torch.from_numpy(store.array("masks")[clip][moments])
+            truth = _truth(depth, (masks & SKY) > 0, (masks & DYNAMIC) > 0, model.latent_size)
+            grid = store.cameras(np.full(len(moments), clip), moments).resized(model.latent_size)
+            for step, _ in enumerate(walk_along(model, store, clip, moments, 1)):
+                if step and asked:
+                    features = asked[-1]
+                    places = backproject(features[:, PERCEIVED].exp(), grid[step : step + 1])[..., ::2].movedim(3, 1)
+                    example = torch.cat([features, places, truth[step : step + 1]], 1)
+                    out[row, moments[step]] = example[0].numpy()
+                asked.clear()
+            report(row + 1, count)
+
+    if not store.has(name):
+        store.add({name: (COLUMNS, *model.latent_size)}, fill, rows=count)
 
 
 @dataclass(frozen=True)
@@ -131,7 +193,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 class DrawerStage(Stage):
     """Trains on the stores' examples for the weights of these hashes; the last `held_out` rows of each validate."""
 
-    name = "drawer"
+    name: str = "drawer"
 
     def __init__(
         self,
@@ -142,12 +204,20 @@ class DrawerStage(Stage):
         denoiser_hash: str,
         held_out: int = 32,
         device: str = "cpu",
+        start: tuple[DepthDrawer, str] | None = None,
     ):
+        """Goes on from `start`, a drawer and its hash, where it is given; half of what it learns on are then questions
+        that this drawer was asked beside its own draws, see `find_asked`."""
         self.model, self.config, self.loss, self.device = DepthDrawer(config).to(device), config, loss, device
         self._examples: list[Tensor] = []
         self._unseen: list[Tensor] = []
-        for store in stores:
-            rows = torch.from_numpy(store.array(examples_name(perception_hash, denoiser_hash)).astype(np.float32))
+        names = [examples_name(perception_hash, denoiser_hash)]
+        if start is not None:
+            self.name = "dreams"
+            self.model.load_state_dict(start[0].state_dict())
+            names.append(asked_name(start[1], denoiser_hash))
+        for name, store in product(names, stores):
+            rows = torch.from_numpy(store.array(name).astype(np.float32))
             if len(rows) <= held_out:
                 raise InvalidValueError(f"walk along more clips than the {held_out} held out, got {len(rows)}")
             for part, rows_of_part in ((self._examples, rows[:-held_out]), (self._unseen, rows[-held_out:])):
@@ -156,11 +226,12 @@ class DrawerStage(Stage):
                 part.append(cells[counts >= loss.least])
             if not min(len(self._examples[-1]), len(self._unseen[-1])):
                 raise InvalidValueError("no walk shows anything that its memory does not know; take other strides")
+        sizes = np.array([len(examples) for examples in self._examples], float).reshape(len(names), -1)
+        self._shares = (sizes / sizes.sum(1, keepdims=True) / len(names)).flatten()
 
     def batch(self, generator: torch.Generator) -> Batch:
         rng = np.random.default_rng(generator.initial_seed())
-        sizes = np.array([len(examples) for examples in self._examples])
-        examples = self._examples[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
+        examples = self._examples[int(rng.choice(len(self._shares), p=self._shares))]
         chosen = examples[torch.from_numpy(rng.integers(0, len(examples), self.loss.batch))].clone()
         wrong = self.loss.scale_noise * torch.from_numpy(rng.standard_normal((len(chosen), 1, 1)))
         wrong = wrong + self.loss.cell_noise * torch.from_numpy(rng.standard_normal(chosen[:, 0].shape))

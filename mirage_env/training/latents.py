@@ -101,7 +101,7 @@ def walk_clips(store: ClipStore, model: WorldModel, denoiser_hash: str, count: i
 
     def fill(latents: np.ndarray, depth: np.ndarray) -> None:
         for i in range(count):
-            walk = list(_walk(model, store, i, np.arange(frames), chunk))
+            walk = list(walk_along(model, store, i, np.arange(frames), chunk))
             with torch.inference_mode(), model.precision():
                 seen = model.codec.encode(to_float(torch.cat([part.rgb for part in walk])))
             latents[i] = seen.float().cpu().numpy()
@@ -139,7 +139,7 @@ def glimpse_clips(
             moments = np.arange(0, store.config.frames, glimpse_stride(row, strides))
             chunk = chunks[row // len(strides) % len(chunks)]
             eyes.shown.clear()
-            for _ in _walk(model, store, len(store) - count + row, moments, chunk):
+            for _ in walk_along(model, store, len(store) - count + row, moments, chunk):
                 pass
             images, depths = zip(*eyes.shown, strict=True)
             pictures[row, moments] = ((torch.cat(images) + 1) * 127.5).round().cpu().numpy()
@@ -164,7 +164,7 @@ class _Glimpses:
         return self._eyes(images, cameras, memory_depth_m, floor_y)
 
 
-def _walk(model: WorldModel, store: ClipStore, clip: int, moments: np.ndarray, chunk: int) -> Iterator[Frames]:
+def walk_along(model: WorldModel, store: ClipStore, clip: int, moments: np.ndarray, chunk: int) -> Iterator[Frames]:
     """The first frame, and so many more at a time, of a walk along some moments of a clip."""
     cameras = store.cameras(np.full(len(moments), clip), moments)
     poses = cameras.world_from_camera.clone()

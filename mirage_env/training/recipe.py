@@ -2,9 +2,9 @@
 
 render, codec, perception, latents; the tiny decoder; what the memory reads with; the refiner of the warp, the denoiser
 with it; then the denoiser walks by itself and is fine-tuned on its own walks; then it learns to invent, against a
-critic; last perception learns to see what it makes, and the drawer how deep places may be that nobody has seen. In
-place of joint training a recipe may have the paper's stages: a backbone without memory, the branch on the frozen
-backbone, LoRA with the branch.
+critic; last perception learns to see what it makes, and the drawer how deep places may be that nobody has seen, at
+first beside true places and then in dreams of its own. In place of joint training a recipe may have the paper's
+stages: a backbone without memory, the branch on the frozen backbone, LoRA with the branch.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
 from mirage_env.memory import Memory, make_memory
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
+from mirage_env.perception.drawn import DepthDrawer, DrawerConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
-from mirage_env.training.drawer import DrawerLossConfig, DrawerStage, find_unseen
+from mirage_env.training.drawer import DrawerLossConfig, DrawerStage, find_asked, find_unseen
 from mirage_env.training.full_size import AdapterRecipe, adapter_stage
 from mirage_env.training.invention import InventionLossConfig, InventionStage
 from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     "render", "codec", "perception", "latents", "tiny_decoder", "memory", "refiner", "backbone", "branch", "lora",
-    "denoiser", "walks", "finetune", "invention", "glimpses", "sight", "unseen", "drawer",
+    "denoiser", "walks", "finetune", "invention", "glimpses", "sight", "unseen", "drawer", "asked", "dreams",
 )  # fmt: skip
 """In their order; a recipe has those that it has a YAML for, and what they need."""
 _GOES_ON_FROM = {
@@ -69,9 +70,10 @@ _GOES_ON_FROM = {
     "lora": ("branch",),
     "sight": ("invention", "finetune", "denoiser"),
     "drawer": ("sight",),
+    "dreams": ("drawer",),
 }
 """The first of them that a recipe has."""
-_MADE_FOR = {"walks": "finetune", "glimpses": "sight", "unseen": "drawer"}
+_MADE_FOR = {"walks": "finetune", "glimpses": "sight", "unseen": "drawer", "asked": "dreams"}
 """What is worked out for one stage alone."""
 Report = Callable[[int, int, dict[str, float]], None]
 """(done, total, latest values)"""
@@ -139,6 +141,20 @@ class DrawerTraining(Training):
 
 
 @dataclass(frozen=True)
+class DreamsTraining(DrawerTraining):
+    """Goes on from the drawer's weights, with what it is asked on walks of its own."""
+
+    clips: int = 400
+    """Walks a store, along its last clips; those that validate come last."""
+    strides: tuple[int, ...] = (3,)
+    """Every how many-th frame of its clip a walk meets, by turns: agents turn by thirty degrees."""
+
+    def __post_init__(self) -> None:
+        if not self.strides or min(self.clips, *self.strides) < 1:
+            raise InvalidValueError(f"clips and strides must be positive, got {self.clips} and {self.strides}")
+
+
+@dataclass(frozen=True)
 class LoraTraining(WorldTraining):
     """Goes on from the branch's weights."""
 
@@ -178,6 +194,7 @@ class Recipe:
     invention: InventionTraining | None = None
     sight: SightTraining | None = None
     drawer: DrawerTraining | None = None
+    dreams: DreamsTraining | None = None
 
     def __post_init__(self) -> None:
         for stage, before in _GOES_ON_FROM.items():
@@ -273,17 +290,23 @@ def _prepare(stage: str, recipe: Recipe, preset: Preset, folder: Path, device: s
             render_clips(folder / f"clips-{i}", config, report=counted)
         return
     stores, (codec, codec_hash) = _stores(recipe, folder), _codec(preset, folder)
-    perception, perception_hash = _perception(preset, folder, "sight" if stage == "unseen" else "perception")
+    perception, perception_hash = _perception(preset, folder, "sight" if stage in ("unseen", "asked") else "perception")
     if stage == "latents":
         for store in stores:
             encode_latents(store, codec, codec_hash, counted, device)
             predict_depth(store, perception, perception_hash, codec.spatial_stride, counted, device)
         return
-    walked_by = recipe.before("sight" if stage == "unseen" else _MADE_FOR[stage])
+    walked_by = recipe.before("sight" if stage in ("unseen", "asked") else _MADE_FOR[stage])
     denoiser, denoiser_hash = _denoiser(preset, folder / f"{walked_by}.safetensors")
     memory = _memory(preset, folder, codec)
+    drawer, drawer_hash = _drawer(preset, folder) if stage == "asked" else (None, "")
     for store in stores:
-        model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory)
+        model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory, drawer=drawer)
+        if stage == "asked":
+            assert recipe.dreams is not None
+            dreams = recipe.dreams
+            find_asked(store, model, drawer_hash, denoiser_hash, dreams.clips, dreams.strides, counted)
+            continue
         if stage == "walks":
             assert recipe.finetune is not None
             walk_clips(store, model, denoiser_hash, recipe.finetune.clips, recipe.finetune.chunk, counted)
@@ -335,11 +358,14 @@ def _learn(
     elif stage == "sight":
         start_eyes, made_by = _perception(preset, folder)[0], folder / f"{recipe.before(stage)}.safetensors"
         job = SightStage(start_eyes, training.loss, stores, sha256_of(made_by), training.strides, device=place)
-    elif stage == "drawer":
+    elif stage in ("drawer", "dreams"):
         if preset.drawer is None:
             raise InvalidValueError(f"preset {recipe.data.preset} has no drawer to train; add drawer: {{width: 64}}")
         made_by, eyes_hash = folder / f"{recipe.before('sight')}.safetensors", sha256_of(folder / "sight.safetensors")
-        job = DrawerStage(preset.drawer, training.loss, stores, eyes_hash, sha256_of(made_by), device=place)
+        drawer = _drawer(preset, folder) if stage == "dreams" else None
+        job = DrawerStage(
+            preset.drawer, training.loss, stores, eyes_hash, sha256_of(made_by), device=place, start=drawer
+        )
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
@@ -393,8 +419,10 @@ def _publish(folder: Path, stage: str) -> None:
     names = {part: part for part in ("codec", "perception", "memory", "tiny_decoder", "drawer")}
     if stage in ("tiny_decoder", "memory"):  # a training that is long finished may get one: all else stays as it is
         names = {stage: stage}
-    elif stage in ("sight", "drawer"):
+    elif stage in ("sight", "drawer", "dreams"):
         names["perception"] = "sight"
+        if stage == "dreams":
+            names["drawer"] = stage
     elif stage not in names:
         names["denoiser"] = stage
     for part, name in names.items():
@@ -455,6 +483,13 @@ def _denoiser(preset: Preset, path: Path) -> tuple[Denoiser, str]:
     denoiser = Denoiser(preset.denoiser).eval()
     load_weights(path, denoiser, "denoiser", codec_hash=sha256_of(path.parent / "codec.safetensors"))
     return denoiser, sha256_of(path)
+
+
+def _drawer(preset: Preset, folder: Path) -> tuple[DepthDrawer, str]:
+    path = folder / "drawer.safetensors"
+    drawer = DepthDrawer(preset.drawer or DrawerConfig()).eval()
+    load_weights(path, drawer, "drawer")
+    return drawer, sha256_of(path)
 
 
 def _memory(preset: Preset, folder: Path, codec: WanCodec) -> Memory:

@@ -31,6 +31,8 @@ def test_a_recipe_has_the_stages_that_it_has_a_file_for():
         "sight",
         "unseen",
         "drawer",
+        "asked",
+        "dreams",
     )
     assert two_stage.stages == (*TWO_STAGE_PREPARED, "backbone", "branch", "lora")
     assert set(load_recipe("smoke").stages) == {*joint.stages, *two_stage.stages}
@@ -71,6 +73,7 @@ def test_the_recipe_for_a_gpu_is_the_joint_one_for_longer():
         "invention",
         "sight",
         "drawer",
+        "dreams",
     ):
         short, long = getattr(joint, stage), getattr(longer, stage)
         assert long.loss == short.loss and long.loop.steps >= 10 * short.loop.steps
@@ -94,7 +97,7 @@ def test_stages_that_nothing_goes_before_are_told(tmp_path):
     (folder / "backbone.yaml").unlink()
     with pytest.raises(InvalidValueError, match="stage branch goes on from stage backbone, which the recipe lacks"):
         load_recipe(folder)
-    for name in ("branch", "lora", "drawer", "sight", "invention", "finetune"):
+    for name in ("branch", "lora", "dreams", "drawer", "sight", "invention", "finetune"):
         (folder / f"{name}.yaml").unlink()
     recipe = load_recipe(folder)
     assert recipe.stages == (*JOINT_PREPARED, "denoiser")
@@ -111,6 +114,9 @@ def test_a_finished_training_may_get_a_tiny_decoder_or_a_memory_and_keeps_its_ey
     for stage in ("denoiser", "drawer", "tiny_decoder", "memory"):
         _publish(tmp_path, stage)
     parts = {file.stem: file.read_text() for file in (tmp_path / "weights").iterdir()}
+    (tmp_path / "dreams.safetensors").write_text("dreams")
+    _publish(tmp_path, "dreams")
+    assert (tmp_path / "weights" / "drawer.safetensors").read_text() == "dreams"
     assert parts == {part: part for part in ("codec", "denoiser", "drawer", "tiny_decoder", "memory")} | {
         "perception": "sight"
     }

@@ -35,8 +35,10 @@ from mirage_env.training.drawer import (
     COLUMNS,
     DrawerLossConfig,
     DrawerStage,
+    asked_name,
     energy_score,
     examples_name,
+    find_asked,
     find_unseen,
 )
 from mirage_env.training.invention import InventionLossConfig, InventionStage, _there_and_back
@@ -568,8 +570,26 @@ def test_the_drawer_learns_where_a_memory_ends(trained, store):
     after = read_card(folder / "drawer.safetensors")["metrics"]
     assert after["energy_score"] < 0.7 * min(before["energy_score"], before["energy_score_eyes"])
     assert {"spread", "roughness", "bias"} <= set(after)
-    load_weights(folder / "drawer.safetensors", DepthDrawer(config), "drawer")
+    drawer = DepthDrawer(config).eval()
+    load_weights(folder / "drawer.safetensors", drawer, "drawer")
     assert stage.strip().shape[0] == 4 * SIDE
+
+    # It goes on with what it was asked beside its own draws: the same truth, another memory.
+    model = WorldModel(replace(preset, drawer=config), deepcopy(codec), eyes, denoiser, (SIDE, SIDE), drawer=drawer)
+    for _ in range(2):
+        find_asked(store, model, "a" * 64, "d" * 64, 4, (1,), lambda i, n: done.append((i, n)))
+    assert done == 2 * [(k, 4) for k in (1, 2, 3, 4)]
+    asked = torch.from_numpy(store.array(asked_name("a" * 64, "d" * 64)).astype(np.float32))
+    assert asked.shape == examples.shape and asked[:, 0].isnan().all()
+    answered = asked[:, 1:].isfinite().all(2).all(2).all(2)
+    assert answered.any()
+    some = answered[:, :, None, None, None].expand_as(asked[:, 1:])
+    assert torch.equal(asked[:, 1:, -1:][some[:, :, -1:]], examples[:, 1:, -1:][some[:, :, -1:]])
+    dreams = DrawerStage(
+        config, DrawerLossConfig(batch=2, least=1), [store], EYE, "d" * 64, held_out=2, start=(drawer, "a" * 64)
+    )
+    assert dreams.name == "dreams" and len(dreams._examples) == 2 and dreams._shares.tolist() == [0.5, 0.5]
+    assert torch.equal(dreams.model.head.weight, drawer.head.weight)
     with pytest.raises(InvalidValueError, match="walk along more clips than the 4 held out, got 4"):
         DrawerStage(config, DrawerLossConfig(), [store], EYE, "d" * 64, held_out=4)
     with pytest.raises(InvalidValueError, match="take other strides"):
