@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -212,22 +211,28 @@ class DrawerStage(Stage):
         self._examples: list[Tensor] = []
         self._unseen: list[Tensor] = []
         names = [examples_name(perception_hash, denoiser_hash)]
+        shares: list[float] = []
         if start is not None:
             self.name = "dreams"
             self.model.load_state_dict(start[0].state_dict())
             names.append(asked_name(start[1], denoiser_hash))
-        for name, store in product(names, stores):
-            rows = torch.from_numpy(store.array(name).astype(np.float32))
-            if len(rows) <= held_out:
-                raise InvalidValueError(f"walk along more clips than the {held_out} held out, got {len(rows)}")
-            for part, rows_of_part in ((self._examples, rows[:-held_out]), (self._unseen, rows[-held_out:])):
-                cells = rows_of_part.flatten(0, 1)
-                counts = (cells[:, UNSEEN].eq(1) & cells[:, -1].isfinite()).flatten(1).sum(1)
-                part.append(cells[counts >= loss.least])
-            if not min(len(self._examples[-1]), len(self._unseen[-1])):
-                raise InvalidValueError("no walk shows anything that its memory does not know; take other strides")
-        sizes = np.array([len(examples) for examples in self._examples], float).reshape(len(names), -1)
-        self._shares = (sizes / sizes.sum(1, keepdims=True) / len(names)).flatten()
+        for name in names:
+            sizes = []
+            for store in stores:
+                rows = torch.from_numpy(store.array(name).astype(np.float32))
+                if len(rows) <= held_out:
+                    raise InvalidValueError(f"walk along more clips than the {held_out} held out, got {len(rows)}")
+                parts = [part.flatten(0, 1) for part in (rows[:-held_out], rows[-held_out:])]
+                counts = [(x[:, UNSEEN].eq(1) & x[:, -1].isfinite()).flatten(1).sum(1) for x in parts]
+                learned, unseen = (part[count >= loss.least] for part, count in zip(parts, counts, strict=True))
+                if min(len(learned), len(unseen)):
+                    self._examples.append(learned)
+                    self._unseen.append(unseen)
+                    sizes.append(len(learned))
+                elif name == names[0]:
+                    raise InvalidValueError("no walk shows anything that its memory does not know; take other strides")
+            shares += [size / sum(sizes) for size in sizes]  # of short walks of its own some ask nothing
+        self._shares = np.array(shares) / sum(shares)
 
     def batch(self, generator: torch.Generator) -> Batch:
         rng = np.random.default_rng(generator.initial_seed())

@@ -509,7 +509,7 @@ def test_the_tiny_decoder_learns_what_the_codec_shows(trained, store):
 
 def test_a_memory_learns_to_read_between_its_points(trained, store):
     folder, codec, codec_hash = trained
-    config = ResampledMemoryConfig(channels=6, maps=4, hidden=8, width=8, blocks=1)
+    config = ResampledMemoryConfig(channels=6, maps=4, hidden=8, width=8, blocks=1, reach=1.5)
     memory = ResampledMemory(config)
     loss = WorldLossConfig(batch=2, chunks=(2,))
     stage = ResamplerStage(memory, loss, [store], codec, codec_hash, EYE, held_out=2)
