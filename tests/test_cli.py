@@ -199,6 +199,8 @@ def test_train_smoke_runs_every_stage_and_gives_weights_that_load(
             'mirage-tiny-rgb, mirage-tiny-two-stage, smoke, wan2.2-ti2v-5b; did you mean "mirage-tiny"?',
         ),
         (["codec", "--device", "tpu"], 'device must be auto, cpu or an available cuda, got "tpu"; use cpu'),
+        (["--from", "mirage-tiny"], "--from lets one stage of the embedded model go on; name the stage before it"),
+        (["dreams", "--from", "nowhere/at/all"], "no weights at nowhere/at/all; name a folder"),
     ],
 )
 def test_train_tells_a_mistake_before_it_makes_a_folder(

@@ -49,8 +49,8 @@ def train(
         str,
         typer.Argument(
             help="render, codec, perception, latents, tiny_decoder, memory, refiner, denoiser, walks, finetune, "
-            "invention, glimpses, sight, unseen or drawer; the paper's backbone, branch or lora, where the recipe has "
-            "them; all: one after another."
+            "invention, glimpses, sight, unseen, drawer, asked or dreams; the paper's backbone, branch or lora, where "
+            "the recipe has them; all: one after another."
         ),
     ] = "all",
     recipe: Annotated[
@@ -75,6 +75,14 @@ def train(
         float,
         typer.Option(help="Stop learning after so many; the same call goes on. Clips and latents are made whole."),
     ] = math.inf,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="One stage alone: what it needs and the training lacks is taken from a finished model, a folder of "
+            "weights or the name of those that come with the package.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A few steps of every stage, to see that all of it runs.")
@@ -83,12 +91,14 @@ def train(
     """Train the embedded model anew, or an adapter at full size. Every stage goes on where it was cut off.
 
     [dim]mirage-env train --photos ~/Pictures --minutes 10[/]
+    [dim]mirage-env train dreams --from mirage-tiny[/]  one stage goes on from the weights that ship
     [dim]mirage-env train --recipe mirage-tiny-two-stage[/]  the paper's two stages instead of joint training
     [dim]tensorboard --logdir runs[/]  shows losses and sample strips (with the extra "train").
     [dim]mirage-env train --preset wan2.2-ti2v-5b --data STORE[/]  (on several GPUs: docs/full-size.md)
     """
     from mirage_env.artefacts import prepare_folder
-    from mirage_env.training.recipe import AdapterRecipe, load_recipe, run_stage
+    from mirage_env.training.recipe import AdapterRecipe, begin_with, load_recipe, run_stage
+    from mirage_env.weights.checkpoint import find
     from mirage_env.world_model import resolve_device
 
     out.quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
@@ -96,7 +106,13 @@ def train(
     plan, place = load_recipe(recipe), str(resolve_device(device))
     if stage not in (known := ("all", *plan.stages)):  # before a folder is made for it
         raise UnknownNameError("training stage", stage, known)
+    if start is not None:
+        if stage == "all" or isinstance(plan, AdapterRecipe):
+            raise InvalidValueError("--from lets one stage of the embedded model go on; name the stage before it")
+        find(start)
     target = prepare_folder(folder or Path("runs") / Path(recipe).name.removesuffix(".yaml"))
+    if start is not None and not isinstance(plan, AdapterRecipe):
+        begin_with(start, plan, stage, target)
     deadline = time.monotonic() + 60.0 * minutes
     for name in plan.stages if stage == "all" else (stage,):
         with Meter(name, 1, unit="steps") as meter:

@@ -142,6 +142,14 @@ PROTOCOLS = {
         "16 chunks of 8 frames in rounds through seen space; chunks 2 and 16 see the same views",
         50_000, FAMILIES, rounds, stays_in_seen_space, tuple((k, k + 112) for k in range(9, 17)),
     ),
+    "validation": Protocol(
+        "as novel-view, in other scenes of the families that training knows: to choose by",
+        901_000, FAMILIES, smooth_walk, stays_in_sight,
+    ),
+    "validation-revisit": Protocol(
+        "as revisit-invented, in other scenes: to choose by",
+        951_000, FAMILIES, twice_beyond, forgets_between, ((13, 45), (14, 46), (15, 47), (16, 48)),
+    ),
 }  # fmt: skip
 
 

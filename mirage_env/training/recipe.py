@@ -29,7 +29,7 @@ from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import Denoiser
 from mirage_env.denoise.pretrained import LoraShape
-from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError
+from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError, WeightsError
 from mirage_env.memory import Memory, make_memory
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
@@ -49,8 +49,8 @@ from mirage_env.training.resampler import ResamplerStage
 from mirage_env.training.sight import SightStage
 from mirage_env.training.tiny_decoder import TinyDecoderLossConfig, TinyDecoderStage
 from mirage_env.training.world import WorldLossConfig, WorldStage, WorldStageName
-from mirage_env.weights import load_weights
-from mirage_env.weights.checkpoint import check_extra
+from mirage_env.weights import load_weights, read_card
+from mirage_env.weights.checkpoint import check_extra, find
 from mirage_env.world_model import Preset, WorldModel
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ _GOES_ON_FROM = {
     "dreams": ("drawer",),
 }
 """The first of them that a recipe has."""
+_DENOISES = ("refiner", "backbone", "branch", "lora", "denoiser", "finetune", "invention")
+"""Stages that leave a whole denoiser each."""
+_PARTS = ("codec", "perception", "denoiser", "memory", "tiny_decoder", "drawer")
+"""Of a model, a file of weights each."""
 _MADE_FOR = {"walks": "finetune", "glimpses": "sight", "unseen": "drawer", "asked": "dreams"}
 """What is worked out for one stage alone."""
 Report = Callable[[int, int, dict[str, float]], None]
@@ -279,6 +283,29 @@ def run_stage(
     return _learn(stage, recipe, preset, folder, photos, device, stop_after_s, report)
 
 
+def begin_with(source: str | Path, recipe: Recipe, stage: str, folder: Path) -> None:
+    """Lets `stage` go on from a finished model: what the training in `folder` lacks of it is copied there.
+
+    `source` is a folder of weights, of a training, or the name of weights that come with the package. The denoiser
+    stands in for every stage that leaves one before `stage`, the eyes for perception and sight. Raises `WeightsError`
+    where the source lacks a part or its codec is not the training's own: every part was trained for one codec.
+    """
+    place = find(str(source))
+    plays = {"denoiser": _DENOISES, "perception": ("perception", "sight")}
+    before = recipe.stages[: recipe.stages.index(stage)]
+    own, files = folder / "codec.safetensors", {part: place / f"{part}.safetensors" for part in _PARTS}
+    for part in ("codec", "perception", "denoiser"):
+        read_card(files[part])
+    if own.is_file() and sha256_of(own) != sha256_of(files["codec"]):
+        raise WeightsError(f"the training in {folder} has a codec other than that of {place}; choose another folder")
+    (folder / "weights").mkdir(exist_ok=True)
+    for part, file in files.items():
+        stages = [folder / f"{name}.safetensors" for name in plays.get(part, (part,)) if name in before]
+        for target in (folder / "weights" / file.name, *stages):
+            if file.is_file() and not target.exists():
+                _copy(file, target)
+
+
 def _prepare(stage: str, recipe: Recipe, preset: Preset, folder: Path, device: str, report: Report) -> None:
     """What is worked out once, and learned from later."""
 
@@ -416,7 +443,7 @@ def _publish(folder: Path, stage: str) -> None:
     """Puts a finished stage's weights where `load_world` looks for those of a training."""
     place = folder / "weights"
     place.mkdir(exist_ok=True)
-    names = {part: part for part in ("codec", "perception", "memory", "tiny_decoder", "drawer")}
+    names = {part: part for part in _PARTS if part != "denoiser"}
     if stage in ("tiny_decoder", "memory"):  # a training that is long finished may get one: all else stays as it is
         names = {stage: stage}
     elif stage in ("sight", "drawer", "dreams"):
@@ -426,10 +453,15 @@ def _publish(folder: Path, stage: str) -> None:
     elif stage not in names:
         names["denoiser"] = stage
     for part, name in names.items():
-        file, partial = folder / f"{name}.safetensors", place / f"{part}.tmp"
+        file = folder / f"{name}.safetensors"
         if file.is_file():
-            shutil.copyfile(file, partial)
-            os.replace(partial, place / f"{part}.safetensors")
+            _copy(file, place / f"{part}.safetensors")
+
+
+def _copy(file: Path, target: Path) -> None:
+    partial = target.with_suffix(".tmp")
+    shutil.copyfile(file, partial)
+    os.replace(partial, target)
 
 
 def _accelerator(device: str) -> Accelerator | None:

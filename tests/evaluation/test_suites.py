@@ -24,8 +24,16 @@ from mirage_env.geometry.projection import backproject, project
 from mirage_env.simulator import FAMILIES, HELD_OUT_FAMILY, TRAINING_SEED, make_scene, visible_depth
 from mirage_env.types import Cameras
 
-SIMULATED = ("closed-loop", "held-out-family", "long", "novel-view", "revisit-invented")
-LENGTHS = {"closed-loop": 49, "held-out-family": 33, "long": 129, "novel-view": 33, "revisit-invented": 49}
+LENGTHS = {
+    "closed-loop": 49,
+    "held-out-family": 33,
+    "long": 129,
+    "novel-view": 33,
+    "revisit-invented": 49,
+    "validation": 33,
+    "validation-revisit": 49,
+}
+SIMULATED = tuple(LENGTHS)
 
 
 def test_the_suites_are_these():
@@ -49,6 +57,8 @@ def test_simulated_suites(name):
             assert take.path.places[early] == pytest.approx(take.path.places[late], abs=2e-3)
     families = {take.family for take in suite.takes}
     assert families == {HELD_OUT_FAMILY} if name == "held-out-family" else families >= set(FAMILIES)
+    if name.startswith("validation"):  # nothing may be chosen by the family that stands for all unknown ones
+        assert HELD_OUT_FAMILY not in families
 
 
 def test_no_scene_is_in_two_suites():

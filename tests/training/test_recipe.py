@@ -7,10 +7,10 @@ import pytest
 
 from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
-from mirage_env.errors import InvalidValueError, UnknownNameError
+from mirage_env.errors import InvalidValueError, UnknownNameError, WeightsError
 from mirage_env.perception.tiny import TinyPerception
-from mirage_env.resources import ENVS_CONFIG
-from mirage_env.training.recipe import _publish, load_recipe, run_stage
+from mirage_env.resources import ENVS_CONFIG, WEIGHTS
+from mirage_env.training.recipe import _publish, begin_with, load_recipe, run_stage
 from mirage_env.weights import save_weights
 from mirage_env.world_model import Preset
 
@@ -120,6 +120,28 @@ def test_a_finished_training_may_get_a_tiny_decoder_or_a_memory_and_keeps_its_ey
     assert parts == {part: part for part in ("codec", "denoiser", "drawer", "tiny_decoder", "memory")} | {
         "perception": "sight"
     }
+
+
+def test_a_stage_goes_on_from_the_weights_that_ship(tmp_path):
+    recipe, shipped = load_recipe("smoke"), WEIGHTS / "mirage-tiny"
+    parts = {file.name: file.read_bytes() for file in shipped.glob("*.safetensors")}
+    begin_with("mirage-tiny", recipe, "sight", tmp_path)
+    taken = {file.stem for file in tmp_path.glob("*.safetensors")}
+    assert taken == {"codec", "perception", "tiny_decoder", "memory", "refiner", "backbone", "branch", "lora",
+                     "denoiser", "finetune", "invention"}  # fmt: skip
+    assert (tmp_path / "invention.safetensors").read_bytes() == parts["denoiser.safetensors"]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "weights").iterdir()} == parts
+    (tmp_path / "perception.safetensors").write_bytes(b"its own")
+    begin_with(shipped, recipe, "dreams", tmp_path)
+    assert (tmp_path / "perception.safetensors").read_bytes() == b"its own"
+    assert (tmp_path / "sight.safetensors").read_bytes() == parts["perception.safetensors"]
+    assert (tmp_path / "drawer.safetensors").read_bytes() == parts["drawer.safetensors"]
+    assert not (tmp_path / "dreams.safetensors").exists()  # which it is to make
+    (tmp_path / "codec.safetensors").write_bytes(b"another")
+    with pytest.raises(WeightsError, match=r"has a codec other than that of .* choose another folder"):
+        begin_with("mirage-tiny", recipe, "dreams", tmp_path)
+    with pytest.raises(WeightsError, match=r"no weights at .*codec\.safetensors"):
+        begin_with(ENVS_CONFIG, recipe, "dreams", tmp_path)
 
 
 def test_a_memory_without_weights_is_no_stage(tmp_path):
