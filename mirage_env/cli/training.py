@@ -79,8 +79,8 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="One stage alone: what it needs and the training lacks is taken from a finished model, a folder of "
-            "weights or the name of those that come with the package.",
+            help="One stage alone goes on from a finished model, a folder of weights or the name of those that come "
+            "with the package. Clips and walks are made by render, latents, glimpses, unseen and asked.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
@@ -91,13 +91,13 @@ def train(
     """Train the embedded model anew, or an adapter at full size. Every stage goes on where it was cut off.
 
     [dim]mirage-env train --photos ~/Pictures --minutes 10[/]
-    [dim]mirage-env train dreams --from mirage-tiny[/]  one stage goes on from the weights that ship
+    [dim]mirage-env train invention --from mirage-tiny[/]  after render and latents: goes on from the weights that ship
     [dim]mirage-env train --recipe mirage-tiny-two-stage[/]  the paper's two stages instead of joint training
     [dim]tensorboard --logdir runs[/]  shows losses and sample strips (with the extra "train").
     [dim]mirage-env train --preset wan2.2-ti2v-5b --data STORE[/]  (on several GPUs: docs/full-size.md)
     """
     from mirage_env.artefacts import prepare_folder
-    from mirage_env.training.recipe import AdapterRecipe, begin_with, load_recipe, run_stage
+    from mirage_env.training.recipe import AdapterRecipe, load_recipe, run_stage
     from mirage_env.weights.checkpoint import find
     from mirage_env.world_model import resolve_device
 
@@ -111,8 +111,6 @@ def train(
             raise InvalidValueError("--from lets one stage of the embedded model go on; name the stage before it")
         find(start)
     target = prepare_folder(folder or Path("runs") / Path(recipe).name.removesuffix(".yaml"))
-    if start is not None and not isinstance(plan, AdapterRecipe):
-        begin_with(start, plan, stage, target)
     deadline = time.monotonic() + 60.0 * minutes
     for name in plan.stages if stage == "all" else (stage,):
         with Meter(name, 1, unit="steps") as meter:
@@ -120,7 +118,7 @@ def train(
             def tell(done: int, total: int, values: dict[str, float], meter: Meter = meter) -> None:
                 meter.update(done, total, f"loss {values['loss']:.3g}" if "loss" in values else "")
 
-            whole = run_stage(name, plan, target, photos, data, place, deadline - time.monotonic(), tell)
+            whole = run_stage(name, plan, target, photos, data, place, deadline - time.monotonic(), tell, start)
         if not whole:
             out.print(f"{name} is not finished; the same command goes on")
             return

@@ -59,7 +59,8 @@ def plane_slopes(
     """By what share of itself inverse depth grows over a cell, to the right and down; 0 in cells that straddle an
     edge."""
     fit, edge = _fitted(depth_m, valid, grid, step)
-    return torch.where(edge[:, None], 0.0, (fit[..., 1:] / fit[..., :1]).flip(3).movedim(3, 1))
+    slopes = (fit[..., 1:] / fit[..., :1]).flip(3).movedim(3, 1)
+    return torch.where(edge[:, None] | ~slopes.isfinite(), 0.0, slopes)
 
 
 def _fitted(

@@ -304,7 +304,7 @@ class LatentMemory:
         Raises InvalidValueError for sizes or channels that do not fit, and for latents, cameras or static depth that
         are not finite; a depth that is not positive is one that nobody knows.
         """
-        self._check(state, record)
+        self.check(record, state.channels, state.device)
         after = self._write_surfaces(state, record)
         if self._sky is None:
             return after
@@ -419,18 +419,19 @@ class LatentMemory:
             drop[equal[: excess - int(drop.sum())]] = True
             chosen[part] &= ~drop
 
-    def _check(self, state: MemoryState, record: ChunkRecord) -> None:
-        (frames, channels), cameras = record.latents.shape[:2], record.cameras
+    def check(self, record: ChunkRecord, channels: int, device: torch.device) -> None:
+        """Raises InvalidValueError for a record that a memory of `channels` channels on `device` cannot hold."""
+        (frames, given), cameras = record.latents.shape[:2], record.cameras
         maps = (record.depth_m, record.sky, record.dynamic)
-        tensors = (record.latents, *maps, cameras.world_from_camera, cameras.intrinsics_px, state.blocks[0].points)
-        devices = sorted({str(x.device) for x in tensors})
+        tensors = (record.latents, *maps, cameras.world_from_camera, cameras.intrinsics_px)
+        devices = sorted({str(device), *(str(x.device) for x in tensors)})
         if len(devices) > 1:
             raise InvalidValueError(f"a memory and what is written to it must share a device, got {devices}")
         dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in (record.depth_m, *tensors[4:])})
         if dtypes != ["float32"]:
             raise InvalidValueError(f"depth and cameras must be float32, got {dtypes}; call .float() on them")
-        if channels != state.channels:
-            raise InvalidValueError(f"this memory holds tokens of {state.channels} channels, got latents of {channels}")
+        if given != channels:
+            raise InvalidValueError(f"this memory holds tokens of {channels} channels, got latents of {given}")
         counts = [len(x) for x in (*maps, cameras)]
         if counts != [frames] * 4:
             raise InvalidValueError(

@@ -42,6 +42,11 @@ STEEPEST = 0.5
 """By what share of itself inverse depth may change across a patch; what is steeper is taken for an edge's blur."""
 FLATTEST = 0.05
 """A patch that appears flatter than this share of its size is taken to face the camera."""
+LARGEST = 16.0
+"""A patch counts as so many cells large at most, and as so many times smaller at least: in what it was never taught a
+network may answer anything, and what it answers reaches the cells around."""
+SAME = 5e-3
+"""So far off (cells, and in ln of its size) it is at its very place: what a float16 may be off."""
 _WAVES = 3
 _PLACE = 2 + 2 + 4 + 1 + 4 * _WAVES
 """Numbers that tell where a point lies in its cell, and how its patch does."""
@@ -121,7 +126,7 @@ class Resampler(nn.Module):
         around, shown, offset, shape, depth_m, _ = view
         nearness = shown / depth_m.clamp_min(0.25)
         back, det = inverse(shape)
-        moved = -torch.einsum("vijhw,vjhw->vihw", back, offset).clamp(-2.0, 2.0)
+        moved = -(back * offset[:, None]).sum(2).clamp(-2.0, 2.0)  # no product that autocast would round
         shape = shape.flatten(1, 2)
         angles = math.pi * torch.cat([k * moved for k in range(1, 1 + _WAVES)], 1)
         log_size = 0.5 * det.log()[:, None]
@@ -133,8 +138,8 @@ class Resampler(nn.Module):
         x = torch.cat([read, told], 1).contiguous(memory_format=torch.channels_last)
         own, read = around[:, : self.channels], read + self.head(self.blocks(self.stem(x)))
         unmoved = shape - shape.new_tensor([1.0, 0.0, 0.0, 1.0])[:, None, None]
-        away = torch.cat([moved, unmoved], 1).norm(dim=1) / self.trust
-        return own.lerp(read.to(own.dtype), away.clamp(max=1.0)[:, None].to(own.dtype)) * shown[:, None]
+        away = (torch.cat([moved, unmoved], 1).norm(dim=1) - SAME) / self.trust
+        return own.lerp(read.to(own.dtype), away.clamp(0.0, 1.0)[:, None].to(own.dtype)) * shown[:, None]
 
 
 class ResampledMemory(nn.Module):
@@ -159,6 +164,8 @@ class ResampledMemory(nn.Module):
 
     def write(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
         """The memory after T keyframes; see `LatentMemory.write`."""
+        self._check_state(state)
+        self.points.check(record, self.config.channels, state.device)
         carried = torch.cat([with_neighbours(record.latents), tangents(record).to(record.latents)], 1)
         return self.points.write(state, replace(record, latents=carried))
 
@@ -168,12 +175,22 @@ class ResampledMemory(nn.Module):
 
     def read_many(self, states: Sequence[MemoryState], cameras: Sequence[Cameras]) -> list[MemoryReading]:
         """`read` of several; the network is asked world by world, since it may sum otherwise in company."""
+        for state in states:
+            self._check_state(state)
         readings = []
         for state, views, reading in zip(states, cameras, self.points.read_many(states, cameras), strict=True):
             assert reading.grid is not None
             own = replace(reading.grid, tokens=reading.grid.tokens[:, : self.config.channels])
             readings.append(MemoryReading(own, settled=partial(self._settled, state, views, reading.grid)))
         return readings
+
+    def _check_state(self, state: MemoryState) -> None:
+        carried = AROUND * self.config.channels + TANGENTS
+        if state.channels != carried:
+            raise InvalidValueError(
+                f"points of this memory carry {carried} numbers, got a state whose points carry {state.channels}: "
+                "another memory, or another version of it, made it; begin anew"
+            )
 
     def _settled(self, state: MemoryState, cameras: Cameras, grid: Readout, views: slice | Tensor) -> Readout:
         cameras, grid = cameras[views], grid[views]
@@ -266,7 +283,8 @@ def _apparent(state: MemoryState, cameras: Cameras, grid: Readout) -> Float[Tens
     footprint = state.footprint_m.new_ones(grid.index.shape)
     if len(state):
         footprint = state.footprint_m[grid.index.clamp_min(0).long()]
-    size = torch.where(surface, footprint * focal / grid.depth_m.clamp_min(1e-3), 1.0)[:, None, None].clamp_min(1e-2)
+    size = torch.where(surface, footprint * focal, SKY_M) / grid.depth_m.clamp_min(1e-3)
+    size = torch.where(grid.visible, size, 1.0)[:, None, None].clamp(1.0 / LARGEST, LARGEST)
     scales = torch.stack([k[:, 0, 0], k[:, 1, 1]], 1)[..., None, None]
     places = camera_rays(cameras).movedim(3, 1)[:, :2] + grid.offset / scales
     steps = grid.tokens[:, -TANGENTS:].float().unflatten(1, (2, 3))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,17 @@ PERCEIVED, DOUBT, MEMORY, SHOWN, UNSEEN, RAY_X = (
 COLUMNS = len(FEATURES) + 3
 """Of an example: the features, where it lies (x, z), and ln of the true depth, NaN where it does not count."""
 
+HOLDS, MOSTLY = 0.3, 0.8
+"""A remembered depth is true if it is so near (ln) to the truth, what is around if so much of it is."""
+
 
 def examples_name(perception_hash: str, denoiser_hash: str) -> str:
     return f"unseen-{perception_hash[:12]}-{denoiser_hash[:12]}"
 
 
-def asked_name(drawer_hash: str, denoiser_hash: str) -> str:
-    return f"asked-{drawer_hash[:12]}-{denoiser_hash[:12]}"
+def asked_name(strides: tuple[int, ...], *hashes: str) -> str:
+    """Of what the world of these weights is asked, the drawer's first."""
+    return "asked-" + sha256(repr((strides, hashes)).encode()).hexdigest()[:24]
 
 
 @torch.inference_mode()
@@ -122,24 +127,38 @@ def _truth(depth: Tensor, sky: Tensor, dynamic: Tensor, size: tuple[int, int]) -
     return torch.where(cells > 0.5, math.log(FAR_M), torch.where(cells > 0.01, torch.nan, truth))[:, None]
 
 
+def where_it_holds(examples: Float[Tensor, "B k h w"]) -> Float[Tensor, "B k h w"]:
+    """`examples` with no truth, NaN, wherever what the memory shows around is not true.
+
+    What was drawn before is one of many places that the clip's picture allows, and the truth beside it another: who
+    learns from all of it learns that what is remembered means nothing, and then no wall and no window goes on.
+    """
+    memory, truth, (height, width) = examples[:, MEMORY], examples[:, -1], examples.shape[2:]
+    told = (examples[:, SHOWN] > 0) & truth.isfinite()
+    window = (height // 4 * 2 + 1, width // 2 * 2 + 1)
+    beside = told.float(), (told & ((memory - truth).abs() < HOLDS)).float()
+    shown, right = (F.avg_pool2d(x[:, None], window, 1, (window[0] // 2, window[1] // 2))[:, 0] for x in beside)
+    holds = (right >= MOSTLY * shown) & (shown > 0)
+    return torch.cat([examples[:, :-1], torch.where(holds, truth, torch.nan)[:, None]], 1)
+
+
 @torch.inference_mode()
 def find_asked(
     store: ClipStore,
     model: WorldModel,
-    drawer_hash: str,
-    denoiser_hash: str,
+    name: str,
     count: int,
     strides: tuple[int, ...],
     report: Report,
 ) -> None:
     """Adds what the drawer of `model` is asked on walks of its own along the last `count` clips, and the truth there,
-    once for its weights.
+    once for its weights; `name` is their `asked_name`.
 
     An array like that of `find_unseen`, but the memory is the walk's own, of what was drawn before: beside it a drawer
     that learned among true places alone takes its own draws for the truth, and every look about leads it further off.
     One frame at a time, as agents walk; NaN also at frames in which nothing is asked.
     """
-    name, count = asked_name(drawer_hash, denoiser_hash), min(count, len(store))
+    count = min(count, len(store))
     asked: list[Tensor] = []
     draw = model.parts["draw"]
 
@@ -166,7 +185,7 @@ def find_asked(
                 asked.clear()
             report(row + 1, count)
 
-    if not store.has(name):
+    if not store.has(name) or len(store.array(name)) != count:
         store.add({name: (COLUMNS, *model.latent_size)}, fill, rows=count)
 
 
@@ -205,8 +224,8 @@ class DrawerStage(Stage):
         device: str = "cpu",
         start: tuple[DepthDrawer, str] | None = None,
     ):
-        """Goes on from `start`, a drawer and its hash, where it is given; half of what it learns on are then questions
-        that this drawer was asked beside its own draws, see `find_asked`."""
+        """Goes on from `start`, where it is given: a drawer, and the name of the questions that it was asked beside its
+        own draws, see `find_asked`. Half of what it learns on are then those."""
         self.model, self.config, self.loss, self.device = DepthDrawer(config).to(device), config, loss, device
         self._examples: list[Tensor] = []
         self._unseen: list[Tensor] = []
@@ -215,7 +234,7 @@ class DrawerStage(Stage):
         if start is not None:
             self.name = "dreams"
             self.model.load_state_dict(start[0].state_dict())
-            names.append(asked_name(start[1], denoiser_hash))
+            names.append(start[1])
         for name in names:
             sizes = []
             for store in stores:
@@ -223,6 +242,8 @@ class DrawerStage(Stage):
                 if len(rows) <= held_out:
                     raise InvalidValueError(f"walk along more clips than the {held_out} held out, got {len(rows)}")
                 parts = [part.flatten(0, 1) for part in (rows[:-held_out], rows[-held_out:])]
+                if name != names[0]:
+                    parts = [where_it_holds(part) for part in parts]
                 counts = [(x[:, UNSEEN].eq(1) & x[:, -1].isfinite()).flatten(1).sum(1) for x in parts]
                 learned, unseen = (part[count >= loss.least] for part, count in zip(parts, counts, strict=True))
                 if min(len(learned), len(unseen)):
@@ -231,7 +252,11 @@ class DrawerStage(Stage):
                     sizes.append(len(learned))
                 elif name == names[0]:
                     raise InvalidValueError("no walk shows anything that its memory does not know; take other strides")
-            shares += [size / sum(sizes) for size in sizes]  # of short walks of its own some ask nothing
+            if not sizes:  # of short walks of its own some ask nothing
+                raise InvalidValueError(
+                    "no walk of its own asks the drawer anything that can be told; take longer clips"
+                )
+            shares += [size / sum(sizes) for size in sizes]
         self._shares = np.array(shares) / sum(shares)
 
     def batch(self, generator: torch.Generator) -> Batch:

@@ -33,12 +33,12 @@ from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError, W
 from mirage_env.memory import Memory, make_memory
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
-from mirage_env.perception.drawn import DepthDrawer, DrawerConfig
+from mirage_env.perception.drawn import DepthDrawer
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
 from mirage_env.training.codec import CodecLossConfig, CodecStage
-from mirage_env.training.drawer import DrawerLossConfig, DrawerStage, find_asked, find_unseen
+from mirage_env.training.drawer import DrawerLossConfig, DrawerStage, asked_name, find_asked, find_unseen
 from mirage_env.training.full_size import AdapterRecipe, adapter_stage
 from mirage_env.training.invention import InventionLossConfig, InventionStage
 from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
@@ -257,9 +257,11 @@ def run_stage(
     device: str = "cpu",
     stop_after_s: float = math.inf,
     report: Report = lambda done, total, values: None,
+    start: str | Path | None = None,
 ) -> bool:
     """Runs one stage in `folder`, going on where it was cut off; True when it is whole.
 
+    `start` is a finished model that it goes on from, see `begin_with`.
     `photos` is a folder of pictures that the codec also learns from; without one it learns from the simulator alone.
     `data` is the store of videos that an adapter learns from, see `adapter_stage`.
     Every stage leaves its weights in `folder` under its own name: codec, perception and sight (which is one, too),
@@ -275,6 +277,9 @@ def run_stage(
         job: Stage = adapter_stage(stage, recipe, folder, data, _place(device, accelerator))
         return _train(job, getattr(recipe, stage).loop, folder, device, accelerator, stop_after_s, report)
     preset = load_config(recipe.data.preset, Preset)
+    if start is not None:
+        with _first_process_first(_accelerator(device)):
+            begin_with(start, recipe, stage, folder)
     if stage in ("render", "latents", *_MADE_FOR):
         accelerator = _accelerator(device)
         with _first_process_first(accelerator):
@@ -284,12 +289,15 @@ def run_stage(
 
 
 def begin_with(source: str | Path, recipe: Recipe, stage: str, folder: Path) -> None:
-    """Lets `stage` go on from a finished model: what the training in `folder` lacks of it is copied there.
+    """Lets `stage` go on from a finished model: the weights that the training in `folder` lacks are copied there; clips
+    and walks are its own.
 
     `source` is a folder of weights, of a training, or the name of weights that come with the package. The denoiser
     stands in for every stage that leaves one before `stage`, the eyes for perception and sight. Raises `WeightsError`
     where the source lacks a part or its codec is not the training's own: every part was trained for one codec.
     """
+    if stage in ("render", "codec"):
+        raise InvalidValueError(f"stage {stage} goes on from nothing; leave --from away")
     place = find(str(source))
     plays = {"denoiser": _DENOISES, "perception": ("perception", "sight")}
     before = recipe.stages[: recipe.stages.index(stage)]
@@ -298,7 +306,7 @@ def begin_with(source: str | Path, recipe: Recipe, stage: str, folder: Path) -> 
         read_card(files[part])
     if own.is_file() and sha256_of(own) != sha256_of(files["codec"]):
         raise WeightsError(f"the training in {folder} has a codec other than that of {place}; choose another folder")
-    (folder / "weights").mkdir(exist_ok=True)
+    (folder / "weights").mkdir(parents=True, exist_ok=True)
     for part, file in files.items():
         stages = [folder / f"{name}.safetensors" for name in plays.get(part, (part,)) if name in before]
         for target in (folder / "weights" / file.name, *stages):
@@ -326,13 +334,13 @@ def _prepare(stage: str, recipe: Recipe, preset: Preset, folder: Path, device: s
     walked_by = recipe.before("sight" if stage in ("unseen", "asked") else _MADE_FOR[stage])
     denoiser, denoiser_hash = _denoiser(preset, folder / f"{walked_by}.safetensors")
     memory = _memory(preset, folder, codec)
-    drawer, drawer_hash = _drawer(preset, folder) if stage == "asked" else (None, "")
+    drawer = _drawer(recipe, preset, folder) if stage == "asked" else None
     for store in stores:
         model = WorldModel(preset, codec, perception, denoiser, store.config.size, device, memory=memory, drawer=drawer)
         if stage == "asked":
             assert recipe.dreams is not None
             dreams = recipe.dreams
-            find_asked(store, model, drawer_hash, denoiser_hash, dreams.clips, dreams.strides, counted)
+            find_asked(store, model, _asked(recipe, folder), dreams.clips, dreams.strides, counted)
             continue
         if stage == "walks":
             assert recipe.finetune is not None
@@ -387,11 +395,11 @@ def _learn(
         job = SightStage(start_eyes, training.loss, stores, sha256_of(made_by), training.strides, device=place)
     elif stage in ("drawer", "dreams"):
         if preset.drawer is None:
-            raise InvalidValueError(f"preset {recipe.data.preset} has no drawer to train; add drawer: {{width: 64}}")
+            raise InvalidValueError(f"preset {recipe.data.preset} has no drawer; add drawer: {{width: 64}}")
         made_by, eyes_hash = folder / f"{recipe.before('sight')}.safetensors", sha256_of(folder / "sight.safetensors")
-        drawer = _drawer(preset, folder) if stage == "dreams" else None
+        start_drawer = (_drawer(recipe, preset, folder), _asked(recipe, folder)) if stage == "dreams" else None
         job = DrawerStage(
-            preset.drawer, training.loss, stores, eyes_hash, sha256_of(made_by), device=place, start=drawer
+            preset.drawer, training.loss, stores, eyes_hash, sha256_of(made_by), device=place, start=start_drawer
         )
     else:
         codec, codec_hash = _codec(preset, folder)
@@ -419,7 +427,7 @@ def _learn(
         )  # fmt: skip
 
     whole = _train(job, training.loop, folder, device, accelerator, stop_after_s, report)
-    if whole and (accelerator is None or accelerator.is_main_process):
+    if whole and (accelerator is None or accelerator.is_main_process) and not _published(folder, stage):
         _publish(folder, stage)
     return whole
 
@@ -437,6 +445,13 @@ def _train(
         report(step, loop.steps, values)
 
     return train(job, loop, folder, _place(device, accelerator), stop_after_s, tell, accelerator)
+
+
+def _published(folder: Path, stage: str) -> bool:
+    """Whether anything was published since the stage's weights were written: a stage that has long been whole and is
+    called again must not take back what later ones made."""
+    written = (folder / f"{stage}.safetensors").stat().st_mtime_ns
+    return any(file.stat().st_mtime_ns > written for file in (folder / "weights").glob("*.safetensors"))
 
 
 def _publish(folder: Path, stage: str) -> None:
@@ -517,11 +532,20 @@ def _denoiser(preset: Preset, path: Path) -> tuple[Denoiser, str]:
     return denoiser, sha256_of(path)
 
 
-def _drawer(preset: Preset, folder: Path) -> tuple[DepthDrawer, str]:
-    path = folder / "drawer.safetensors"
-    drawer = DepthDrawer(preset.drawer or DrawerConfig()).eval()
-    load_weights(path, drawer, "drawer")
-    return drawer, sha256_of(path)
+def _drawer(recipe: Recipe, preset: Preset, folder: Path) -> DepthDrawer:
+    if preset.drawer is None:
+        raise InvalidValueError(f"preset {recipe.data.preset} has no drawer; add drawer: {{width: 64}}")
+    drawer = DepthDrawer(preset.drawer).eval()
+    load_weights(folder / "drawer.safetensors", drawer, "drawer")
+    return drawer
+
+
+def _asked(recipe: Recipe, folder: Path) -> str:
+    """The name of what the drawer is asked in the world of all the weights in `folder`."""
+    assert recipe.dreams is not None
+    parts = ("drawer", str(recipe.before("sight")), "sight", "codec", "memory")
+    files = [folder / f"{part}.safetensors" for part in parts]
+    return asked_name(recipe.dreams.strides, *(sha256_of(file) for file in files if file.is_file()))
 
 
 def _memory(preset: Preset, folder: Path, codec: WanCodec) -> Memory:

@@ -1,6 +1,7 @@
 """The memory whose points know their neighbours: what it carries, of which point a cell is read, what it returns."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mirage_env.memory import ChunkRecord, make_memory
 from mirage_env.memory.latent import LatentMemory, MemoryState
 from mirage_env.memory.resampled import (
     AROUND,
+    LARGEST,
     ResampledMemory,
     ResampledMemoryConfig,
     inverse,
@@ -76,6 +78,22 @@ def test_where_it_was_written_it_returns_what_was_written() -> None:
     assert plain is not None and torch.equal(plain.tokens, seen.latents)
 
 
+def test_at_the_very_place_nothing_is_added_by_rounding() -> None:
+    """On a floor, with a camera turned every way, whose steps a float16 does not hold exactly."""
+    memory, view, grid = learned(), turned(0.7, 0.3, 0.1, (0.4, 0.0, 0.2)), (16, 24)
+    depth = where_rays_meet(view, FLOOR, 1.5)[0][None]
+    none = torch.zeros_like(depth, dtype=torch.bool)
+    latents = torch.randn(1, C, *grid, generator=torch.Generator().manual_seed(2))
+    half = ResampledMemory(replace(CONFIG, token_dtype="float16")).eval()
+    half.load_state_dict(memory.state_dict())
+    state = half.write(half.empty(C), ChunkRecord(latents, depth, none, none, view))
+    reading = half.read(state, view.resized(grid))
+    assert reading.grid is not None and reading.settled is not None
+    seen = reading.grid.visible[0]
+    assert int(seen.sum()) > 60
+    assert torch.equal(reading.settled(slice(None)).tokens[0][:, seen], latents.half().float()[0][:, seen])
+
+
 def test_it_shows_the_depth_that_the_latent_memory_shows() -> None:
     memory, plain, seen = learned(), LatentMemory(CONFIG), record(at((0.0, 0.0), (0.3, 0.0)), sky_rows=8)
     state, other = memory.write(memory.empty(C), seen), plain.write(plain.empty(C), seen)
@@ -126,7 +144,8 @@ def test_a_flat_patch_reaches_farther_along_than_across() -> None:
     assert shown[0].nonzero().tolist() == [[2, 1], [2, 2], [2, 3]]
 
 
-def turned(yaw: float, pitch: float, roll: float, place: tuple[float, float, float]) -> Cameras:
+def turned(yaw: float, pitch: float, roll: float, place: tuple[float, float, float], tall: float = 1.0) -> Cameras:
+    """A camera whose pixels are `tall` times as fine downwards as across."""
     rotation = torch.eye(3)
     for angle, i, j in ((yaw, 2, 0), (pitch, 1, 2), (roll, 0, 1)):
         step = torch.eye(3)
@@ -136,7 +155,9 @@ def turned(yaw: float, pitch: float, roll: float, place: tuple[float, float, flo
     pose = torch.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation, torch.tensor(place)
     pixels = (128, 192)
-    return Cameras(pose[None], intrinsics_from_fov(math.pi / 2, pixels)[None], pixels)
+    intrinsics = intrinsics_from_fov(math.pi / 2, pixels).clone()
+    intrinsics[1, 1] *= tall
+    return Cameras(pose[None], intrinsics[None], pixels)
 
 
 def where_rays_meet(cameras: Cameras, normal: Tensor, away: float) -> tuple[Tensor, Tensor]:
@@ -150,27 +171,57 @@ def where_rays_meet(cameras: Cameras, normal: Tensor, away: float) -> tuple[Tens
 FLOOR, WALL = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.8, 0.0, 0.6])
 
 
-@pytest.mark.parametrize(("normal", "away"), [(FLOOR, 1.5), (WALL, 3.0)])
-@pytest.mark.parametrize("view", [turned(0.2, 0.0, 0.0, (0.3, 0.0, 0.6)), turned(-0.3, 0.1, 0.15, (-0.4, 0.2, 0.2))])
-def test_a_plane_is_read_where_it_was_seen(normal: Tensor, away: float, view: Cameras) -> None:
-    """Tokens that say where in the picture they come from, on a slanted plane: by the place of the nearest point and
-    the shape of its patch the middle of every cell is found there, though the patch is seen at another angle."""
-    first, grid = turned(0.0, 0.0, 0.0, (0.0, 0.0, 0.0)), (16, 24)
+def seen_from(first: Cameras, view: Cameras, depth: Tensor, sky: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of tokens that say where in the picture of `first` they lie: where the middle of every cell of `view` is found
+    there, by the nearest point and the shape of its patch (2, h, w), which cells are shown, and their shapes."""
+    grid = (16, 24)
     places = torch.stack(torch.meshgrid(torch.arange(24.0), torch.arange(16.0), indexing="xy"))[None] + 0.5
-    none = torch.zeros(1, *first.size, dtype=torch.bool)
-    memory = ResampledMemory(ResampledMemoryConfig(channels=2, token_dtype="float32"))
-    depth = where_rays_meet(first, normal, away)[0][None]
-    state = memory.write(memory.empty(2), ChunkRecord(places, depth, none, none, first))
-    cameras = view.resized(grid)
-    plain = memory.points.read(state, cameras).grid
+    memory = ResampledMemory(ResampledMemoryConfig(channels=2, token_dtype="float32", sky_points=4096))
+    state = memory.write(memory.empty(2), ChunkRecord(places, depth, sky, torch.zeros_like(sky), first))
+    plain = memory.points.read(state, view.resized(grid)).grid
     assert plain is not None
-    seen = memory.view(state, cameras, plain)
+    seen = memory.view(state, view.resized(grid), plain)
     found = seen.around[:, :2] - torch.einsum("vijhw,vjhw->vihw", inverse(seen.shape)[0], seen.offset)
-    k = first.resized(grid).intrinsics_px[0]
-    truth = where_rays_meet(cameras, normal, away)[1] @ k.T
-    wrong = (found[0] - (truth[..., :2] / truth[..., 2:]).permute(2, 0, 1)).abs().amax(0)[seen.shown[0]]
+    return found[0], seen.shown[0], seen.shape
+
+
+@pytest.mark.parametrize("tall", [1.0, 1.4])
+@pytest.mark.parametrize(("normal", "away"), [(FLOOR, 1.5), (WALL, 3.0)])
+@pytest.mark.parametrize(
+    "turn", [(0.2, 0.0, 0.0, (0.3, 0.0, 0.6)), (-0.3, 0.1, 0.15, (-0.4, 0.2, 0.2))], ids=["yaw", "all"]
+)
+def test_a_plane_is_read_where_it_was_seen(normal: Tensor, away: float, turn: tuple, tall: float) -> None:
+    first, view = turned(0.0, 0.0, 0.0, (0.0, 0.0, 0.0), tall), turned(*turn, tall)
+    depth = where_rays_meet(first, normal, away)[0][None]
+    found, shown, _ = seen_from(first, view, depth, torch.zeros_like(depth, dtype=torch.bool))
+    truth = where_rays_meet(view.resized((16, 24)), normal, away)[1] @ first.resized((16, 24)).intrinsics_px[0].T
+    wrong = (found - (truth[..., :2] / truth[..., 2:]).permute(2, 0, 1)).abs().amax(0)[shown]
     assert len(wrong) > 60
     assert float(wrong.median()) < 0.02 and float(wrong.quantile(0.9)) < 0.1
+
+
+@pytest.mark.parametrize(("yaw", "pitch"), [(0.6, 0.3), (-0.3, 0.0), (0.0, -0.5)])
+def test_the_sky_is_read_where_it_was_seen(yaw: float, pitch: float) -> None:
+    """However oblique the direction, whose patch is the smaller the farther from the middle of the picture."""
+    first, view = turned(0.0, 0.0, 0.0, (0.0, 0.0, 0.0)), turned(yaw, pitch, 0.0, (0.0, 0.0, 0.0))
+    depth = torch.ones(1, *first.size)
+    found, shown, _ = seen_from(first, view, depth, torch.ones_like(depth, dtype=torch.bool))
+    rays = camera_rays(view.resized((16, 24)))[0] @ view.world_from_camera[0, :3, :3].T
+    truth = rays @ first.resized((16, 24)).intrinsics_px[0].T
+    wrong = (found - (truth[..., :2] / truth[..., 2:]).permute(2, 0, 1)).abs().amax(0)[shown]
+    assert len(wrong) > 150
+    assert float(wrong.median()) < 0.01 and float(wrong.quantile(0.9)) < 0.03
+
+
+def test_patches_seen_from_behind_or_from_close_by_stay_patches() -> None:
+    first, behind = turned(0.0, 0.0, 0.0, (0.0, 0.0, 0.0)), turned(math.pi, 0.0, 0.0, (0.0, 0.0, 6.0))
+    close = turned(0.0, 0.0, 0.0, (-0.1, -0.1, 2.98))
+    depth = where_rays_meet(first, torch.tensor([0.3, 0.0, 0.95]), 3.0)[0][None]
+    for view in (behind, close):
+        _, shown, shape = seen_from(first, view, depth, torch.zeros_like(depth, dtype=torch.bool))
+        det = inverse(shape)[1][0]
+        assert bool(shown.any()) and bool((det > 0).all()) and bool(shape.isfinite().all())
+        assert 2.0 < float(shape.abs().max()) < 2 * LARGEST or view is behind
 
 
 def test_patches_without_a_slant_face_the_camera() -> None:
@@ -209,6 +260,21 @@ def test_an_empty_memory_knows_nothing() -> None:
 def test_what_does_not_fit_is_told(unchecked: None) -> None:
     with pytest.raises(InvalidValueError, match=r"reads latents of 5 channels, got 24; set memory\.channels"):
         ResampledMemory(CONFIG).empty(24)
+    memory, seen = learned(), record(at((0.0, 0.0)))
+    for changed, sentence in (
+        ({"latents": torch.zeros(1, 3, *GRID)}, "holds tokens of 5 channels, got latents of 3"),
+        ({"depth_m": seen.depth_m.double()}, "depth and cameras must be float32"),
+        ({"depth_m": seen.depth_m.repeat(2, 1, 1)}, "1 latent frames need as many depth maps"),
+        ({"cameras": replace(seen.cameras, intrinsics_px=math.nan * seen.cameras.intrinsics_px)}, "camera 0 has"),
+    ):
+        with pytest.raises(InvalidValueError, match=sentence):
+            memory.write(memory.empty(C), replace(seen, **changed))
+    former = LatentMemory(CONFIG).empty(AROUND * C)
+    for use in (lambda: memory.read(former, at((0.0, 0.0))), lambda: memory.write(former, seen)):
+        with pytest.raises(
+            InvalidValueError, match=r"carry 51 numbers, got a state whose points carry 45: .* begin anew"
+        ):
+            use()
     for wrong, told in (
         ({"width": 12}, "width a multiple of 8"),
         ({"maps": 0}, "must be positive"),

@@ -20,6 +20,7 @@ from mirage_env.denoise.sampler import SamplerConfig
 from mirage_env.denoise.transformer import BRANCH
 from mirage_env.errors import ImageError, InvalidValueError, WeightsError
 from mirage_env.geometry.poses import intrinsics_from_fov, rotation_from_yaw_pitch_roll
+from mirage_env.geometry.projection import backproject
 from mirage_env.memory import MemoryReading, PastFrames
 from mirage_env.memory.latent import MemoryConfig
 from mirage_env.memory.none import NoMemory
@@ -40,6 +41,7 @@ from mirage_env.training.drawer import (
     examples_name,
     find_asked,
     find_unseen,
+    where_it_holds,
 )
 from mirage_env.training.invention import InventionLossConfig, InventionStage, _there_and_back
 from mirage_env.training.latents import encode_latents, glimpse_clips, predict_depth, walk_clips
@@ -576,17 +578,24 @@ def test_the_drawer_learns_where_a_memory_ends(trained, store):
 
     # It goes on with what it was asked beside its own draws: the same truth, another memory.
     model = WorldModel(replace(preset, drawer=config), deepcopy(codec), eyes, denoiser, (SIDE, SIDE), drawer=drawer)
+    name = asked_name((1,), "a" * 64, "d" * 64)
+    assert len({name, asked_name((2,), "a" * 64, "d" * 64), asked_name((1,), "a" * 64, "e" * 64)}) == 3
     for _ in range(2):
-        find_asked(store, model, "a" * 64, "d" * 64, 4, (1,), lambda i, n: done.append((i, n)))
+        find_asked(store, model, name, 4, (1,), lambda i, n: done.append((i, n)))
     assert done == 2 * [(k, 4) for k in (1, 2, 3, 4)]
-    asked = torch.from_numpy(store.array(asked_name("a" * 64, "d" * 64)).astype(np.float32))
+    asked = torch.from_numpy(store.array(name).astype(np.float32))
     assert asked.shape == examples.shape and asked[:, 0].isnan().all()
     answered = asked[:, 1:].isfinite().all(2).all(2).all(2)
     assert answered.any()
     some = answered[:, :, None, None, None].expand_as(asked[:, 1:])
     assert torch.equal(asked[:, 1:, -1:][some[:, :, -1:]], examples[:, 1:, -1:][some[:, :, -1:]])
+    placed = asked[:, 1:, len(FEATURES) : len(FEATURES) + 2]
+    cameras = store.cameras(np.arange(4).repeat(FRAMES), np.tile(np.arange(FRAMES), 4)).resized(model.latent_size)
+    points = backproject(asked[:, :, 0].exp().flatten(0, 1), cameras)[..., ::2].unflatten(0, (4, FRAMES))[:, 1:]
+    where = answered[:, :, None, None, None].expand_as(placed)
+    torch.testing.assert_close(placed[where], points.movedim(-1, 2)[where], atol=0.02, rtol=0.01)  # of its own frame
     dreams = DrawerStage(
-        config, DrawerLossConfig(batch=2, least=1), [store], EYE, "d" * 64, held_out=2, start=(drawer, "a" * 64)
+        config, DrawerLossConfig(batch=2, least=1), [store], EYE, "d" * 64, held_out=2, start=(drawer, name)
     )
     assert dreams.name == "dreams" and len(dreams._examples) == 2 and dreams._shares.tolist() == [0.5, 0.5]
     assert torch.equal(dreams.model.head.weight, drawer.head.weight)
@@ -594,6 +603,22 @@ def test_the_drawer_learns_where_a_memory_ends(trained, store):
         DrawerStage(config, DrawerLossConfig(), [store], EYE, "d" * 64, held_out=4)
     with pytest.raises(InvalidValueError, match="take other strides"):
         DrawerStage(config, DrawerLossConfig(least=1000), [store], EYE, "d" * 64, held_out=2)
+
+
+def test_a_dream_teaches_only_where_it_is_true_so_far():
+    """Two pictures whose memory shows the left half: one as it is, the other a wall where the truth goes on."""
+    examples = torch.zeros(2, COLUMNS, 8, 8)
+    examples[:, FEATURES.index("shown"), :, :4] = 1
+    examples[:, FEATURES.index("unseen"), :, 4:] = 1
+    examples[:, -1] = math.log(6.0)
+    for picture, depth in enumerate((5.0, 2.0)):
+        examples[picture, FEATURES.index("memory"), :, :4] = math.log(depth)
+    held = where_it_holds(examples)
+    assert torch.equal(held[0], examples[0]) and torch.equal(held[1, :-1], examples[1, :-1])
+    assert held[1, -1].isnan().all()
+    examples[0, FEATURES.index("memory"), 0] = math.log(2.0)  # one row of eight is wrong, for all within two rows of it
+    truth = where_it_holds(examples)[0, -1]
+    assert truth[3:].isfinite().all() and truth[0].isnan().all()
 
 
 def test_the_energy_score_is_least_for_draws_like_the_truth():
