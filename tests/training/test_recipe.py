@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from mirage_env.config import load_config
 from mirage_env.errors import InvalidValueError, UnknownNameError, WeightsError
 from mirage_env.perception.tiny import TinyPerception
 from mirage_env.resources import ENVS_CONFIG, WEIGHTS
-from mirage_env.training.recipe import _publish, begin_with, load_recipe, run_stage
+from mirage_env.training.recipe import _publish, _published, begin_with, load_recipe, run_stage
 from mirage_env.weights import save_weights
 from mirage_env.world_model import Preset
 
@@ -122,6 +123,17 @@ def test_a_finished_training_may_get_a_tiny_decoder_or_a_memory_and_keeps_its_ey
     }
 
 
+def test_a_stage_that_was_whole_long_ago_takes_nothing_back(tmp_path):
+    (tmp_path / "weights").mkdir()
+    for second, name in enumerate(("sight", "weights/perception", "dreams", "weights/drawer")):
+        file = tmp_path / f"{name}.safetensors"
+        file.write_text(name)
+        os.utime(file, (second, second))
+        if name in ("sight", "dreams"):  # new, and not published yet
+            assert not _published(tmp_path, name)
+    assert _published(tmp_path, "sight") and _published(tmp_path, "dreams")
+
+
 def test_a_stage_goes_on_from_the_weights_that_ship(tmp_path):
     recipe, shipped = load_recipe("smoke"), WEIGHTS / "mirage-tiny"
     parts = {file.name: file.read_bytes() for file in shipped.glob("*.safetensors")}
@@ -140,6 +152,8 @@ def test_a_stage_goes_on_from_the_weights_that_ship(tmp_path):
     (tmp_path / "codec.safetensors").write_bytes(b"another")
     with pytest.raises(WeightsError, match=r"has a codec other than that of .* choose another folder"):
         begin_with("mirage-tiny", recipe, "dreams", tmp_path)
+    with pytest.raises(InvalidValueError, match="stage render goes on from nothing; leave --from away"):
+        begin_with("mirage-tiny", recipe, "render", tmp_path)
     with pytest.raises(WeightsError, match=r"no weights at .*codec\.safetensors"):
         begin_with(ENVS_CONFIG, recipe, "dreams", tmp_path)
 
