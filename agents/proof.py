@@ -315,7 +315,8 @@ def write_report(config: ProofConfig, folder: Path) -> Path:
             lines += _compared(drawn, scores)
     _write(folder / "proof.json", results)
     write_text(folder / "curves.svg", _curves(config, folder))
-    about = f"{config.ppo.total_steps} steps of training, {config.pool} pictures, episodes of {config.steps} steps."
+    steps = ", ".join(f"{config.ppo_for(task).total_steps} for {task}" for task in config.tasks)
+    about = f"Steps of training: {steps}. {config.pool} pictures, episodes of {config.steps} steps."
     head = f"## The proof\n\n{about}"
     write_text(folder / "proof.md", "\n".join([head, *lines, ""]))
     return folder / "proof.md"
