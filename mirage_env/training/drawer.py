@@ -43,8 +43,8 @@ PERCEIVED, DOUBT, MEMORY, SHOWN, UNSEEN, RAY_X = (
 COLUMNS = len(FEATURES) + 3
 """Of an example: the features, where it lies (x, z), and ln of the true depth, NaN where it does not count."""
 
-HOLDS, MOSTLY = 0.3, 0.8
-"""A remembered depth is true if it is so near (ln) to the truth, what is around if so much of it is."""
+MOSTLY = 0.8
+"""What is remembered around a cell is true if so much of it is."""
 
 
 def examples_name(perception_hash: str, denoiser_hash: str) -> str:
@@ -127,8 +127,8 @@ def _truth(depth: Tensor, sky: Tensor, dynamic: Tensor, size: tuple[int, int]) -
     return torch.where(cells > 0.5, math.log(FAR_M), torch.where(cells > 0.01, torch.nan, truth))[:, None]
 
 
-def where_it_holds(examples: Float[Tensor, "B k h w"]) -> Float[Tensor, "B k h w"]:
-    """`examples` with no truth, NaN, wherever what the memory shows around is not true.
+def where_it_holds(examples: Float[Tensor, "B k h w"], near: float) -> Float[Tensor, "B k h w"]:
+    """`examples` with no truth, NaN, wherever what the memory shows around is not within `near` (ln) of it.
 
     What was drawn before is one of many places that the clip's picture allows, and the truth beside it another: who
     learns from all of it learns that what is remembered means nothing, and then no wall and no window goes on.
@@ -136,7 +136,7 @@ def where_it_holds(examples: Float[Tensor, "B k h w"]) -> Float[Tensor, "B k h w
     memory, truth, (height, width) = examples[:, MEMORY], examples[:, -1], examples.shape[2:]
     told = (examples[:, SHOWN] > 0) & truth.isfinite()
     window = (height // 4 * 2 + 1, width // 2 * 2 + 1)
-    beside = told.float(), (told & ((memory - truth).abs() < HOLDS)).float()
+    beside = told.float(), (told & ((memory - truth).abs() < near)).float()
     shown, right = (F.avg_pool2d(x[:, None], window, 1, (window[0] // 2, window[1] // 2))[:, 0] for x in beside)
     holds = (right >= MOSTLY * shown) & (shown > 0)
     return torch.cat([examples[:, :-1], torch.where(holds, truth, torch.nan)[:, None]], 1)
@@ -198,10 +198,14 @@ class DrawerLossConfig:
     """Spread of each remembered cell beside it: a memory of draws is rougher than one of true places."""
     least: int = 4
     """Cells to draw that a picture must have, else it teaches nothing."""
+    holds: float = 0.3
+    """How near (ln) a depth that was drawn before must be to the truth to count as true, see `where_it_holds`."""
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.least) < 1:
-            raise InvalidValueError(f"batch and least must be at least 1, got {self.batch} and {self.least}")
+        if min(self.batch, self.least) < 1 or not self.holds > 0:
+            raise InvalidValueError(
+                f"batch and least must be at least 1, holds positive, got {self.batch}, {self.least} and {self.holds}"
+            )
 
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -243,7 +247,7 @@ class DrawerStage(Stage):
                     raise InvalidValueError(f"walk along more clips than the {held_out} held out, got {len(rows)}")
                 parts = [part.flatten(0, 1) for part in (rows[:-held_out], rows[-held_out:])]
                 if name != names[0]:
-                    parts = [where_it_holds(part) for part in parts]
+                    parts = [where_it_holds(part, loss.holds) for part in parts]
                 counts = [(x[:, UNSEEN].eq(1) & x[:, -1].isfinite()).flatten(1).sum(1) for x in parts]
                 learned, unseen = (part[count >= loss.least] for part, count in zip(parts, counts, strict=True))
                 if min(len(learned), len(unseen)):

@@ -613,11 +613,11 @@ def test_a_dream_teaches_only_where_it_is_true_so_far():
     examples[:, -1] = math.log(6.0)
     for picture, depth in enumerate((5.0, 2.0)):
         examples[picture, FEATURES.index("memory"), :, :4] = math.log(depth)
-    held = where_it_holds(examples)
+    held = where_it_holds(examples, 0.3)
     assert torch.equal(held[0], examples[0]) and torch.equal(held[1, :-1], examples[1, :-1])
     assert held[1, -1].isnan().all()
     examples[0, FEATURES.index("memory"), 0] = math.log(2.0)  # one row of eight is wrong, for all within two rows of it
-    truth = where_it_holds(examples)[0, -1]
+    truth = where_it_holds(examples, 0.3)[0, -1]
     assert truth[3:].isfinite().all() and truth[0].isnan().all()
 
 
