@@ -305,6 +305,10 @@ class LatentMemory:
         are not finite; a depth that is not positive is one that nobody knows.
         """
         self.check(record, state.channels, state.device)
+        return self.add(state, record)
+
+    def add(self, state: MemoryState, record: ChunkRecord) -> MemoryState:
+        """`write` of a record that was checked already."""
         after = self._write_surfaces(state, record)
         if self._sky is None:
             return after

@@ -167,7 +167,7 @@ class ResampledMemory(nn.Module):
         self._check_state(state)
         self.points.check(record, self.config.channels, state.device)
         carried = torch.cat([with_neighbours(record.latents), tangents(record).to(record.latents)], 1)
-        return self.points.write(state, replace(record, latents=carried))
+        return self.points.add(state, replace(record, latents=carried))
 
     def read(self, state: MemoryState, cameras: Cameras) -> MemoryReading:
         """What the memory shows to the cameras: points as they lie, and what is read of them for every cell."""

@@ -10,7 +10,6 @@ stages: a backbone without memory, the branch on the frozen backbone, LoRA with 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mirage_env.artefacts import whole_file
 from mirage_env.codec.wan import WanCodec
 from mirage_env.config import load_config
 from mirage_env.denoise.denoiser import Denoiser
@@ -33,7 +33,7 @@ from mirage_env.errors import ImageError, InvalidValueError, UnknownNameError, W
 from mirage_env.memory import Memory, make_memory
 from mirage_env.memory.none import NoMemory
 from mirage_env.memory.resampled import ResampledMemory, ResampledMemoryConfig
-from mirage_env.perception.drawn import DepthDrawer
+from mirage_env.perception.drawn import DepthDrawer, DrawerConfig
 from mirage_env.perception.tiny import PerceptionConfig, TinyPerception
 from mirage_env.resources import ENVS_CONFIG, sha256_of
 from mirage_env.training.clips import ClipConfig, ClipStore, render_clips
@@ -294,7 +294,8 @@ def begin_with(source: str | Path, recipe: Recipe, stage: str, folder: Path) -> 
 
     `source` is a folder of weights, of a training, or the name of weights that come with the package. The denoiser
     stands in for every stage that leaves one before `stage`, the eyes for perception and sight. Raises `WeightsError`
-    where the source lacks a part or its codec is not the training's own: every part was trained for one codec.
+    where the source lacks a part or its codec is not the training's own: every part was trained for one codec; and
+    `InvalidValueError` for the stages before which nothing is learned, render and codec.
     """
     if stage in ("render", "codec"):
         raise InvalidValueError(f"stage {stage} goes on from nothing; leave --from away")
@@ -311,7 +312,8 @@ def begin_with(source: str | Path, recipe: Recipe, stage: str, folder: Path) -> 
         stages = [folder / f"{name}.safetensors" for name in plays.get(part, (part,)) if name in before]
         for target in (folder / "weights" / file.name, *stages):
             if file.is_file() and not target.exists():
-                _copy(file, target)
+                with whole_file(target) as partial:
+                    shutil.copyfile(file, partial)
 
 
 def _prepare(stage: str, recipe: Recipe, preset: Preset, folder: Path, device: str, report: Report) -> None:
@@ -394,13 +396,12 @@ def _learn(
         start_eyes, made_by = _perception(preset, folder)[0], folder / f"{recipe.before(stage)}.safetensors"
         job = SightStage(start_eyes, training.loss, stores, sha256_of(made_by), training.strides, device=place)
     elif stage in ("drawer", "dreams"):
-        if preset.drawer is None:
-            raise InvalidValueError(f"preset {recipe.data.preset} has no drawer; add drawer: {{width: 64}}")
         made_by, eyes_hash = folder / f"{recipe.before('sight')}.safetensors", sha256_of(folder / "sight.safetensors")
         start_drawer = (_drawer(recipe, preset, folder), _asked(recipe, folder)) if stage == "dreams" else None
         job = DrawerStage(
-            preset.drawer, training.loss, stores, eyes_hash, sha256_of(made_by), device=place, start=start_drawer
-        )
+            _drawing(recipe, preset), training.loss, stores, eyes_hash, sha256_of(made_by), device=place,
+            start=start_drawer,
+        )  # fmt: skip
     else:
         codec, codec_hash = _codec(preset, folder)
         _, perception_hash = _perception(preset, folder)
@@ -470,13 +471,8 @@ def _publish(folder: Path, stage: str) -> None:
     for part, name in names.items():
         file = folder / f"{name}.safetensors"
         if file.is_file():
-            _copy(file, place / f"{part}.safetensors")
-
-
-def _copy(file: Path, target: Path) -> None:
-    partial = target.with_suffix(".tmp")
-    shutil.copyfile(file, partial)
-    os.replace(partial, target)
+            with whole_file(place / f"{part}.safetensors") as partial:
+                shutil.copyfile(file, partial)
 
 
 def _accelerator(device: str) -> Accelerator | None:
@@ -532,10 +528,14 @@ def _denoiser(preset: Preset, path: Path) -> tuple[Denoiser, str]:
     return denoiser, sha256_of(path)
 
 
-def _drawer(recipe: Recipe, preset: Preset, folder: Path) -> DepthDrawer:
+def _drawing(recipe: Recipe, preset: Preset) -> DrawerConfig:
     if preset.drawer is None:
         raise InvalidValueError(f"preset {recipe.data.preset} has no drawer; add drawer: {{width: 64}}")
-    drawer = DepthDrawer(preset.drawer).eval()
+    return preset.drawer
+
+
+def _drawer(recipe: Recipe, preset: Preset, folder: Path) -> DepthDrawer:
+    drawer = DepthDrawer(_drawing(recipe, preset)).eval()
     load_weights(folder / "drawer.safetensors", drawer, "drawer")
     return drawer
 
